@@ -1,0 +1,1 @@
+"""Vectorised numpy kernels: tokens, MinHash signatures, text statistics."""

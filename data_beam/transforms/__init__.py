@@ -1,0 +1,1 @@
+"""Steps between reading and writing: normalising, filtering, removing duplicates, counting."""

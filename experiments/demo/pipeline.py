@@ -1,0 +1,182 @@
+"""From raw files to an aligned, measured tiny InternLM2, on a CPU.
+
+Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
+Mesh    : one CPU device
+Expect  : see README
+Run     : internlm2 run experiments/demo/pipeline.py          (the same again resumes or skips)
+          internlm2 run experiments/demo/pipeline.py --seed 1 (another seed, another folder)
+          internlm2 run experiments/demo/pipeline.py --corpus ~/notes --tiny
+"""
+
+from __future__ import annotations
+
+import functools
+
+from internlm2_jax import stages
+from internlm2_jax.config import Config, Partial
+from internlm2_jax.models.config import preset
+from internlm2_jax.rlhf.ppo import PPOConfig
+from internlm2_jax.stages import Output, Phase, Pipeline
+
+
+output = functools.partial(Config, Output)
+
+
+def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "demo") -> Config:
+    """The demo. `corpus` is a folder of your own documents; without it the machine's are read."""
+    common = {
+        "tokenizer": output("tokenizer"),
+        "instructions": output("instructions"),
+        "seed": seed,
+    }
+    reward = {"row_length": 160, "tokens_per_batch": 32 * 320}
+    online = {
+        **common,
+        "reference": output("sft"),
+        "batch_size": 32,
+        "prompt_length": 80,
+        "max_new_tokens": 40,
+        "reward_row_length": 192,
+        "pretrain_mixture": {"code": 0.5, "text": 0.5},
+    }
+    return Config(
+        Pipeline,
+        corpus=Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed),
+        tokenizer=Partial(
+            stages.tokenizer, corpus=output("corpus"), vocab_size=4096, seed=seed
+        ),
+        instructions=Partial(stages.instructions, corpus=output("corpus"), seed=seed),
+        pretrain=Partial(
+            stages.pretrain,
+            **common,
+            corpus=output("corpus"),
+            model=Config(preset, preset_name),
+            phases=[
+                Config(
+                    Phase,
+                    name="short",
+                    steps=700,
+                    sequence_length=128,
+                    batch_size=16,
+                    rope_theta=10_000.0,
+                    learning_rate=3e-3,
+                    warmup=50,
+                    final_ratio=0.4,
+                    mixture={"code": 0.5, "text": 0.5},
+                ),
+                Config(
+                    Phase,
+                    name="long",
+                    steps=100,
+                    sequence_length=1024,
+                    batch_size=2,
+                    rope_theta=100_000.0,
+                    learning_rate=1.2e-3,
+                    final_ratio=0.7,
+                    mixture={
+                        "short/code": 0.25,
+                        "short/text": 0.25,
+                        "long/code": 0.25,
+                        "long/text": 0.25,
+                    },
+                ),
+                Config(
+                    Phase,
+                    name="enhancement",
+                    steps=150,
+                    sequence_length=1024,
+                    batch_size=1,
+                    rope_theta=100_000.0,
+                    learning_rate=8e-4,
+                    final_ratio=0.1,
+                    mixture={"stem": 0.65, "special": 0.08, "selected": 0.26},
+                ),
+            ],
+        ),
+        sft=Partial(
+            stages.sft,
+            **common,
+            base=output("pretrain"),
+            steps=300,
+            batch_size=16,
+            row_length=128,
+            learning_rate=1e-3,
+        ),
+        reward_model=Partial(
+            stages.reward_model,
+            **common,
+            **reward,
+            base=output("sft"),
+            steps=150,
+            learning_rate=5e-4,
+        ),
+        ppo_round1=Partial(
+            stages.ppo,
+            **online,
+            actor=output("sft"),
+            reward=output("reward_model"),
+            iterations=40,
+            warmup_iterations=5,
+            config=Config(PPOConfig, actor_learning_rate=1e-4, critic_learning_rate=5e-4),
+            round_number=1,
+        ),
+        reward_patch=Partial(
+            stages.reward_patch,
+            **common,
+            **reward,
+            reward=output("reward_model"),
+            early=output("sft"),
+            late=output("ppo_round1"),
+            steps=30,
+            learning_rate=2e-4,
+            max_new_tokens=40,
+        ),
+        ppo_round2=Partial(
+            stages.ppo,
+            **online,
+            actor=output("ppo_round1"),
+            reward=output("reward_patch"),
+            iterations=25,
+            warmup_iterations=5,
+            config=Config(PPOConfig, actor_learning_rate=1e-4, critic_learning_rate=5e-4),
+            round_number=2,
+        ),
+        evaluate=Partial(
+            stages.evaluate,
+            **common,
+            corpus=output("corpus"),
+            reward=output("reward_patch"),
+            base=output("pretrain"),
+            chat={
+                "SFT": output("sft"),
+                "PPO round 1": output("ppo_round1"),
+                "PPO round 2": output("ppo_round2"),
+            },
+            needle_lengths=[128, 256, 512, 1024],
+        ),
+        report=Partial(stages.report, after=output("evaluate")),
+    )
+
+
+def tiny(seed: int = 0, corpus: str | None = None) -> Config:
+    """The same pipeline, small enough to try every stage in about a minute."""
+    config = experiment(seed=seed, corpus=corpus, preset_name="tiny")
+    config.corpus.max_bytes = 1_000_000
+    config.corpus.validation_fraction = 0.1
+    config.tokenizer.vocab_size = 1024
+    for name, size in {"sft": 400, "preference_pairs": 300, "prompts": 100, "eval_tasks": 20}.items():
+        setattr(config.instructions, name, size)
+    config.pretrain.enhancement_tasks = 200
+    config.pretrain.validation_tokens = 2048
+    for phase, length in zip(config.pretrain.phases, (64, 512, 512), strict=True):
+        phase.steps, phase.sequence_length, phase.short_length = 4, length, 64
+    config.pretrain.phases[0].warmup = 2
+    for stage in (config.sft, config.reward_model, config.reward_patch):
+        stage.steps = 4
+    for stage in (config.ppo_round1, config.ppo_round2):
+        stage.iterations, stage.warmup_iterations = 4, 1
+        stage.batch_size, stage.checkpoint_every = 8, 2
+    config.evaluate.needle_lengths = [256, 512]
+    config.evaluate.needle_repeats = 2
+    config.evaluate.needle_depths = [0, 100]
+    return config

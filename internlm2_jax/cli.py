@@ -1,0 +1,184 @@
+"""The `internlm2` command: run, report, diff, generate, convert."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import click
+
+from internlm2_jax import __version__, config, files
+from internlm2_jax.errors import UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """From raw files to an aligned, evaluated language model, in JAX."""
+
+
+@cli.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override one field.")
+@click.option("--seed", type=int, help="Short for --set seed=N.")
+@click.option("--corpus", type=click.Path(path_type=Path), help="A folder of your own documents.")
+@click.option("--only", default="", metavar="STAGE,...", help="Run these stages only.")
+@click.option("--from", "start", metavar="STAGE", help="Run this stage and those after it.")
+@click.option("--redo", is_flag=True, help="Repeat the selected stages even if they are done.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME[,overrides].")
+@click.option("--tiny", is_flag=True, help="The experiment's small twin, for a first look.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+def run(
+    experiment: Path,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    corpus: Path | None,
+    only: str,
+    start: str | None,
+    redo: bool,
+    run_dir: Path | None,
+    tiny: bool,
+    dry_run: bool,
+) -> None:
+    """Run EXPERIMENT (a Python file). The same command again continues where it stopped."""
+    given = list(assignments)
+    given += [f"seed={seed}"] if seed is not None else []
+    given += [f"corpus={os.fspath(corpus.absolute())!r}"] if corpus is not None else []
+    resolved = config.load(experiment, given, function="tiny" if tiny else "experiment")
+    if dry_run:
+        click.echo(config.text(resolved), nl=False)
+        return
+
+    from internlm2_jax.stages.pipeline import Pipeline, Selection
+
+    pipeline = config.build(resolved)
+    if not isinstance(pipeline, Pipeline):
+        raise UserError(f"{experiment}: experiment() must return a Config of stages.Pipeline")
+    name = experiment.parent.name if experiment.stem == "pipeline" else experiment.stem
+    folder = run_dir or Path("runs") / default_run_name(f"{name}-tiny" if tiny else name, given)
+    _quiet_libraries()
+    _compilation_cache(folder.absolute().parent / ".compiled")
+    names = tuple(n.strip() for n in only.split(",") if n.strip())
+    pipeline.run(folder, Selection(names, start, redo), settings=resolved)
+    click.echo(f"run folder: {folder}")
+    if (folder / "report.html").is_file():
+        click.echo(f"report: {folder / 'report.html'}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write the HTML report of a run FOLDER from the files in it."""
+    from internlm2_jax import report as reports
+
+    click.echo(reports.build(folder))
+
+
+@cli.command("diff")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+def diff_command(a: Path, b: Path) -> None:
+    """Show the settings in which A and B differ (experiment files or run folders)."""
+    old, new = (config.saved(p) if p.is_dir() else config.load(p) for p in (a, b))
+    for line in config.diff(old, new):
+        click.echo(line)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("--max-new-tokens", default=64, show_default=True)
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--chat", is_flag=True, help="Put PROMPT into a ChatML user turn.")
+def generate(
+    folder: Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    chat: bool,
+) -> None:
+    """Continue PROMPT with the model in FOLDER (Hugging Face or a stage of a run)."""
+    import internlm2_jax
+
+    model = internlm2_jax.open(folder)
+    question = [{"role": "user", "content": prompt}] if chat else prompt
+    click.echo(
+        model.generate(
+            question,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+    )
+
+
+@cli.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
+def convert(source: Path, target: Path, dtype: str) -> None:
+    """Write the model in SOURCE (a stage of a run) to TARGET as Hugging Face InternLM2."""
+    import internlm2_jax
+
+    internlm2_jax.open(source).save_hf(target, dtype=dtype)
+    click.echo(target)
+
+
+def default_run_name(name: str, assignments: list[str]) -> str:
+    """The experiment's name, then each override: other settings never share a folder.
+
+    Long values are cut and told apart by a hash.
+    """
+    parts = [name]
+    for assignment in assignments:
+        key, value = config.parse(assignment)
+        shown = Path(value).name if key == "corpus" else str(value)
+        safe = re.sub(r"[^\w.+-]+", "_", f"{key.split('.')[-1]}={shown}".replace("=", "-"))
+        exact = key in ("seed",) and len(safe) < 40
+        parts.append(safe if exact else f"{safe[:40]}-{files.fingerprint([key, value])[:6]}")
+    return ",".join(parts)
+
+
+def _quiet_libraries() -> None:
+    """Beam, orbax and absl log every step of theirs; a reader wants the progress lines."""
+    warnings.filterwarnings("ignore", module="apache_beam")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    for name in ("root", "absl", "apache_beam", "orbax"):
+        logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
+    logging.getLogger("internlm2_jax").setLevel(logging.WARNING)
+
+
+def _compilation_cache(folder: Path) -> None:
+    """Keeps compiled steps beside the runs, so that a resumed run starts at once."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+
+
+def main() -> None:
+    """The console script: a UserError is one line and status 2, an interrupt says how to go on."""
+    try:
+        cli.main(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command continues from here", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+
+
+if __name__ == "__main__":
+    main()

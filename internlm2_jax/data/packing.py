@@ -1,0 +1,208 @@
+"""Whole rows out of documents of any length: best-fit packing, each transition predicted once.
+
+Language modelling predicts transitions: position t of a row holds a token and, as its target, the
+token after it. A document of n tokens has n - 1 of them. One that is longer than a row is cut and
+the rest reused (InternLM2 report, section 3.3: overlong documents); the cut falls between two
+transitions, so the last target of one piece is the first token of the next. Nothing is predicted
+twice and nothing is skipped.
+
+Pieces go, longest first, into the fullest row that still has room (best-fit decreasing; "Fewer
+Truncations Improve Language Modeling", arXiv 2404.10830): rows are nearly full and a document is
+cut only when it cannot fit any row. A row keeps `segment_ids`, so its pieces do not see each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from internlm2_jax.errors import UserError
+
+
+class Piece(NamedTuple):
+    """`length` transitions of document `doc` from its token `start`: inputs
+    doc[start : start + length], targets doc[start + 1 : start + length + 1]."""
+
+    doc: int
+    start: int
+    length: int
+
+
+class Packing:
+    """Rows of pieces: behaves as a `list[list[Piece]]`, kept in arrays.
+
+    `doc`, `start`, `length` [pieces] int64, row by row; row r has the pieces
+    `ends[r - 1] : ends[r]`.
+    """
+
+    def __init__(self, doc: np.ndarray, start: np.ndarray, length: np.ndarray, ends: np.ndarray):
+        self.doc, self.start, self.length, self.ends = doc, start, length, ends
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> list[Piece]:
+        at = self.pieces(row)
+        columns = (self.doc[at], self.start[at], self.length[at])
+        return list(map(Piece._make, zip(*(c.tolist() for c in columns), strict=True)))
+
+    def __iter__(self) -> Iterator[list[Piece]]:
+        return (self[row] for row in range(len(self)))
+
+    def pieces(self, row: int) -> slice:
+        """Where row `row` lies in the arrays."""
+        row = range(len(self))[row]
+        return slice(self.ends[row - 1] if row else 0, self.ends[row])
+
+
+def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
+    """Packs documents of `lengths` tokens into rows of `capacity` transitions.
+
+    Deterministic. A sort, then per piece one search for the least sufficient room in an integer
+    of `capacity` bits: O(n log n) with a constant of about a microsecond.
+    """
+    if capacity < 1:
+        raise UserError(f"row_length is {capacity}; it must be at least 1")
+    doc, start, length = _cut(np.asarray(lengths, np.int64), capacity)
+    order = np.argsort(-length, kind="stable")
+    row = np.empty(len(order), np.int64)
+    row[order] = _best_fit(length[order].tolist(), capacity)
+    by_row = np.argsort(row, kind="stable")
+    ends = np.cumsum(np.bincount(row)) if len(row) else np.zeros(0, np.int64)
+    return Packing(doc[by_row], start[by_row], length[by_row], ends)
+
+
+def _cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(doc, start, length) of the pieces, in the order of the documents."""
+    transitions = np.maximum(lengths - 1, 0)
+    pieces = -(-transitions // capacity)
+    doc = np.repeat(np.arange(len(lengths)), pieces)
+    first = np.repeat(np.cumsum(pieces) - pieces, pieces)
+    start = (np.arange(len(doc)) - first) * capacity
+    return doc, start, np.minimum(capacity, transitions[doc] - start)
+
+
+def _best_fit(lengths: list[int], capacity: int) -> list[int]:
+    """The row of each piece; `lengths` are in decreasing order.
+
+    `rows_with[r]` lists the rows with room for r more, and bit r of `rooms` says that it is not
+    empty, so the least room that is enough is the lowest bit of `rooms >> length`.
+    """
+    rows_with: list[list[int]] = [[] for _ in range(capacity + 1)]
+    rooms = 0
+    rows = 0
+    chosen = []
+    for length in lengths:
+        enough = rooms >> length
+        if enough:
+            room = length + (enough & -enough).bit_length() - 1
+            row = rows_with[room].pop()
+            if not rows_with[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = capacity, rows
+            rows += 1
+        chosen.append(row)
+        if left := room - length:
+            rows_with[left].append(row)
+            rooms |= 1 << left
+    return chosen
+
+
+class PackableSource(Protocol):
+    """What `PackedSource` needs; `manifest.TokenSource` is one."""
+
+    tokens: np.ndarray  # [all tokens], the documents end to end
+    lengths: np.ndarray  # [documents]
+
+
+class PackedSource:
+    """Random access to packed rows: `source[row] -> {name: [T]}`, T = `row_length`.
+
+    Each row has int32 `tokens`, `targets` (the next token), `segment_ids` (1, 2, ... per piece; 0
+    is padding), `positions` (from 0 in each piece) and float32 `loss_mask` (1 where the target
+    counts). Building a row is a few vectorised gathers, whatever it holds.
+    """
+
+    def __init__(self, source: PackableSource, row_length: int):
+        self._pack(source.tokens, source.lengths, None, row_length)
+
+    def _pack(
+        self, tokens: np.ndarray, lengths: np.ndarray, mask: np.ndarray | None, row_length: int
+    ) -> None:
+        lengths = np.asarray(lengths, np.int64)
+        self.row_length = row_length
+        self.packing = pack(lengths, row_length)
+        self._tokens, self._mask = tokens, mask
+        # Where each piece starts among all tokens.
+        self._from = (np.cumsum(lengths) - lengths)[self.packing.doc] + self.packing.start
+
+    def __len__(self) -> int:
+        return len(self.packing)
+
+    @property
+    def fill_rate(self) -> float:
+        """The share of all positions that hold a transition, 0 to 1."""
+        return int(self.packing.length.sum()) / max(1, len(self) * self.row_length)
+
+    def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+        pieces = self.packing.pieces(row)
+        lengths = self.packing.length[pieces]
+        firsts = np.cumsum(lengths) - lengths
+        used = int(lengths.sum())
+        out = {
+            name: np.zeros(self.row_length, np.int32)
+            for name in ("tokens", "targets", "segment_ids", "positions")
+        }
+        at = np.arange(used) + np.repeat(self._from[pieces] - firsts, lengths)
+        out["tokens"][:used] = self._tokens[at]
+        out["targets"][:used] = self._tokens[at + 1]
+        out["segment_ids"][:used] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+        out["positions"][:used] = np.arange(used) - np.repeat(firsts, lengths)
+        out["loss_mask"] = np.zeros(self.row_length, np.float32)
+        out["loss_mask"][:used] = 1 if self._mask is None else self._mask[at + 1]
+        return out
+
+
+class ExampleSource(PackedSource):
+    """Packed rows of whole examples: conversations for supervised fine-tuning.
+
+    Each example is (ids, loss_mask): `loss_mask[i]` says that predicting ids[i] counts. No example
+    is ever cut in two. One with more than `row_length` transitions is dropped, or, with
+    `too_long="truncate"`, loses its end; one in which nothing is left to learn is dropped as well.
+
+    Attributes: `num_dropped`, `num_truncated`.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[tuple[Sequence[int], Sequence[bool]]],
+        row_length: int,
+        *,
+        too_long: str = "drop",
+    ):
+        if too_long not in ("drop", "truncate"):
+            raise UserError(f"too_long is {too_long!r}; it is 'drop' or 'truncate'")
+        self.num_dropped = self.num_truncated = 0
+        kept: list[tuple[np.ndarray, np.ndarray]] = []
+        for index, (ids, loss_mask) in enumerate(examples):
+            if len(ids) != len(loss_mask):
+                raise UserError(
+                    f"example {index} has {len(ids)} ids but a loss mask of {len(loss_mask)}"
+                )
+            long = len(ids) > row_length + 1
+            mask = np.asarray(loss_mask[: row_length + 1], bool)
+            if not mask[1:].any() or (long and too_long == "drop"):
+                self.num_dropped += 1
+                continue
+            self.num_truncated += long
+            kept.append((np.asarray(ids[: row_length + 1], np.int32), mask))
+        if not kept:
+            raise UserError(
+                f"none of the {len(examples)} examples fits {row_length} tokens with something to "
+                "learn; raise row_length or use too_long='truncate'"
+            )
+        tokens, masks = (np.concatenate(column) for column in zip(*kept, strict=True))
+        self._pack(tokens, np.array([len(ids) for ids, _ in kept]), masks, row_length)

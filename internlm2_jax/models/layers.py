@@ -1,0 +1,105 @@
+"""Linear, RMSNorm and Embedding: `nnx.Module`s that hold arrays and are used as plain pytrees.
+
+`logical_axes` is metadata of ours that flax neither reads nor changes; sharding.py maps it to a
+mesh. Parameters are float32 and cast where they are used.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from internlm2_jax import sharding
+
+Axes = tuple[str | None, ...]
+
+
+def parameter(value: Array, axes: Axes) -> nnx.Param:
+    return nnx.Param(value, logical_axes=axes)
+
+
+class Linear(nnx.Module):
+    """Contracts the last axes of x with the first axes of `weight`, and adds `bias` when present.
+
+    Args:
+      shape: weight shape, inputs first.
+      axes: logical name of each weight axis.
+      inputs: how many leading axes of the weight are contracted.
+      std: standard deviation of the initial weight; the initial bias is zero.
+    """
+
+    def __init__(
+        self,
+        key: Array,
+        shape: tuple[int, ...],
+        axes: Axes,
+        *,
+        std: float | Array,
+        inputs: int = 1,
+        bias: bool = False,
+    ) -> None:
+        self.weight = parameter(std * jax.random.normal(key, shape, jnp.float32), axes)
+        self.bias = parameter(jnp.zeros(shape[inputs:]), axes[inputs:]) if bias else None
+        self.axes = axes
+        self.inputs = inputs
+
+    def __call__(self, x: Array, out_dtype: Any = None) -> Array:
+        """x [B, T, *in] -> [B, T, *out]; the product is in x's dtype unless `out_dtype` is given."""
+        out_axes = ("batch", None, *self.axes[self.inputs :])
+        weight = sharding.constrain(self.weight[...].astype(x.dtype), *self.axes)
+        y = sharding.contract(x, weight, self.inputs, out_axes, out_dtype)
+        if self.bias is not None:
+            y = y + sharding.constrain(self.bias[...].astype(y.dtype), *self.axes[self.inputs :])
+        return y
+
+
+class RMSNorm(nnx.Module):
+    """weight * x / rms(x): the statistic in float32, the weight applied after the down-cast."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        self.weight = parameter(jnp.ones(dim), ("embed",))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        weight = sharding.constrain(self.weight[...].astype(x.dtype), None)
+        return weight * (wide * scale).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token vectors; `attend` is the transposed product used when the head is tied to them."""
+
+    def __init__(self, key: Array, vocab_size: int, dim: int, std: float) -> None:
+        table = std * jax.random.normal(key, (vocab_size, dim), jnp.float32)
+        self.weight = parameter(table, ("vocab", "embed"))
+
+    def __call__(self, tokens: Array, dtype: Any) -> Float[Array, "B T D"]:
+        table = sharding.constrain(self.weight[...].astype(dtype), None, None)
+        return sharding.take_rows(table, tokens)
+
+    def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        table = sharding.constrain(self.weight[...].astype(x.dtype), "vocab", None)
+        return sharding.contract(x, table.T, 1, ("batch", None, "vocab"), jnp.float32)
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate x) * up x). In checkpoints gate, up, down are w1, w3, w2."""
+
+    def __init__(self, key: Array, dim: int, hidden: int, std: float, down_std: float | Array):
+        gate, up, down = jax.random.split(key, 3)
+        self.gate = Linear(gate, (dim, hidden), ("embed", "mlp"), std=std)
+        self.up = Linear(up, (dim, hidden), ("embed", "mlp"), std=std)
+        self.down = Linear(down, (hidden, dim), ("mlp", "embed"), std=down_std)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def depth_std(std: float, layer: Array) -> Array:
+    """Standard deviation of the residual writers of `layer` (from 0): std / sqrt(2 (layer + 1))."""
+    return std / jnp.sqrt(2.0 * (layer + 1))

@@ -1,0 +1,56 @@
+"""Puts the sections together and writes the page, whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from internlm2_jax import files
+from internlm2_jax.report import corpus, evaluation, overview, ppo, reward_model, training
+from internlm2_jax.report.load import DONE, UNFINISHED, Run
+
+SECTIONS = (
+    corpus.corpus,
+    corpus.tokenizer,
+    training.pretrain,
+    training.sft,
+    reward_model.reward_model,
+    ppo.ppo,
+    evaluation.samples,
+    evaluation.evaluation,
+    overview.time,
+    overview.environment,
+)
+
+
+def build(run_folder: str | Path) -> Path:
+    """Writes `<run>/report.html` from the files in `run_folder` and returns its path.
+
+    Stages that have left nothing are shown as not run yet. The same files give the same bytes: the
+    page holds no date and no path of this machine.
+    Raises UserError when the folder is not there, or a file in it is damaged (the message names
+    it); an earlier page then stays as it was.
+    """
+    run = Run(run_folder)
+    path = run.folder / "report.html"
+    files.atomic_write(path, render(run))
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("internlm2_jax.report", "."),
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    page = environment.get_template("page.html")
+    return page.render(
+        name=run.name,
+        headlines=overview.headlines(run),
+        progress=overview.progress(run),
+        sections=[section(run) for section in SECTIONS],
+        done=DONE,
+        unfinished=UNFINISHED,
+    )

@@ -1,0 +1,29 @@
+"""The stages of a run: plain callables `stage(folder, **keywords)`, each resumable on its own."""
+
+from internlm2_jax.stages.corpus import corpus
+from internlm2_jax.stages.evaluate import evaluate
+from internlm2_jax.stages.instructions import instructions
+from internlm2_jax.stages.pipeline import Output, Pipeline
+from internlm2_jax.stages.ppo import ppo
+from internlm2_jax.stages.pretrain import Phase, pretrain
+from internlm2_jax.stages.report import report
+from internlm2_jax.stages.reward_model import reward_model
+from internlm2_jax.stages.reward_patch import reward_patch
+from internlm2_jax.stages.sft import sft
+from internlm2_jax.stages.tokenizer import tokenizer
+
+__all__ = [
+    "Output",
+    "Phase",
+    "Pipeline",
+    "corpus",
+    "evaluate",
+    "instructions",
+    "ppo",
+    "pretrain",
+    "report",
+    "reward_model",
+    "reward_patch",
+    "sft",
+    "tokenizer",
+]

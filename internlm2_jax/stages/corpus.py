@@ -1,0 +1,46 @@
+"""Raw files -> documents: the Beam job of `data_beam`, as a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from internlm2_jax import files
+
+
+def corpus(
+    folder: Path,
+    *,
+    files_below: str | None = None,
+    max_bytes: int | None = 28_000_000,
+    validation_fraction: float = 0.02,
+    ngram: int = 5,
+    num_perm: int = 128,
+    bands: int = 16,
+    rows: int = 8,
+    threshold: float = 0.7,
+    shards: int = 2,
+    seed: int = 0,
+) -> None:
+    """Builds the corpus of the text and code `files_below` a folder, or of the machine's own.
+
+    The documents are in `folder`/documents, with a funnel, samples and all drops with reasons.
+    """
+    from data_beam.pipelines import corpus as pipeline
+
+    funnel = pipeline.run(
+        folder / "documents",
+        corpus=None if files_below is None else Path(files_below),
+        max_bytes=max_bytes,
+        validation_fraction=validation_fraction,
+        ngram=ngram,
+        num_perm=num_perm,
+        bands=bands,
+        rows=rows,
+        threshold=threshold,
+        shards=shards,
+        seed=seed,
+    )
+    files.write_json(
+        folder / "result.json",
+        {"input_bytes": funnel["input_bytes"], "sources": funnel["sources"]},
+    )

@@ -1,0 +1,163 @@
+"""Measures every stage's model on the same held-out material (InternLM2 section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from internlm2_jax import files
+from internlm2_jax.data import documents
+from internlm2_jax.data.manifest import load_split
+from internlm2_jax.data.packing import PackedSource
+from internlm2_jax.data.tasks import Task
+from internlm2_jax.data.tokenizer import Tokenizer
+from internlm2_jax.evals.needle import needle_grid
+from internlm2_jax.evals.verifiable import task_accuracy
+from internlm2_jax.infer.chat import respond
+from internlm2_jax.losses.language_model import token_logprobs
+from internlm2_jax.stages.pretrain import validation_rows
+from internlm2_jax.stages.reward_model import Scorer
+from internlm2_jax.train.checkpoint import load_model
+from internlm2_jax.train.objectives import evaluate_loss
+
+ROW = 64  # likelihood rows are padded to multiples of this, to bound the compiled shapes
+
+
+class Likelihood:
+    """(context, continuations) -> summed log-probability of each continuation, in nats."""
+
+    def __init__(self, model: Any, params: Any, vocabulary: Tokenizer):
+        self._params, self._vocabulary = params, vocabulary
+
+        @jax.jit
+        def sums(params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+            logits = model.logits(params, tokens[:, :-1])
+            return jnp.sum(jnp.where(mask, token_logprobs(logits, tokens[:, 1:]), 0.0), axis=1)
+
+        self._sums = sums
+
+    def __call__(self, requests: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
+        out = []
+        for context, continuations in requests:
+            head = [self._vocabulary.bos_id, *self._vocabulary.encode(context)]
+            tails = [self._vocabulary.encode(text) for text in continuations]
+            longest = len(head) + max(map(len, tails))
+            width = -(-longest // ROW) * ROW + 1
+            tokens = np.full((len(tails), width), self._vocabulary.pad_id, np.int32)
+            mask = np.zeros((len(tails), width - 1), bool)
+            for row, tail in enumerate(tails):
+                tokens[row, : len(head) + len(tail)] = [*head, *tail]
+                mask[row, len(head) - 1 : len(head) + len(tail) - 1] = True
+            out.append(np.asarray(self._sums(self._params, tokens, mask)).tolist())
+        return out
+
+
+def evaluate(
+    folder: Path,
+    *,
+    tokenizer: Path,
+    corpus: Path,
+    instructions: Path,
+    reward: Path,
+    base: Path,
+    chat: Mapping[str, Path],
+    needle_lengths: Sequence[int],
+    needle_depths: Sequence[int] = (0, 25, 50, 75, 100),
+    needle_repeats: int = 6,
+    needle_buffer: int = 16,
+    max_new_tokens: int = 48,
+    validation_tokens: int = 32768,
+    num_samples: int = 12,
+    seed: int = 0,
+) -> None:
+    """Tasks, losses, samples and needles for the base model and the `chat` models {name: stage}.
+
+    The base model's needle score is "likelihood": the share of wrong answers that the right one
+    beats (chance 1/2), which a model that cannot follow instructions yet can show; the chat models
+    must say the answer ("keyword"). `needle_lengths` are in tokens, question included.
+    """
+    vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
+    eval_tasks = [
+        Task(**row["task"]) for row in files.read_jsonl(instructions / "eval_tasks.jsonl")
+    ]
+    requests = files.read_jsonl(instructions / "eval_requests.jsonl")
+    asked = [
+        *requests[: num_samples // 2],
+        *files.read_jsonl(instructions / "eval_tasks.jsonl")[: num_samples - num_samples // 2],
+    ]
+    held_out = [d.text for d in documents.read(corpus / "documents", "validation")]
+    reward_model, reward_params = load_model(reward)
+    scorer = Scorer(reward_model, vocabulary, 256)
+    validation = load_split(tokenizer / "tokens", "validation")
+
+    models: dict[str, dict[str, Any]] = {}
+    needles: dict[str, list[list[float]]] = {}
+    samples = [
+        {"prompt": row["messages"][-1]["content"], "domain": row["domain"], "responses": {}, "scores": {}}
+        for row in asked
+    ]
+    for name, stage in {"base": base, **chat}.items():
+        model, params = load_model(stage)
+        measure = evaluate_loss(model)
+        losses = {
+            source: measure(
+                params,
+                validation_rows(
+                    PackedSource(tokens, model.cfg.max_position_embeddings), validation_tokens
+                ),
+            )
+            for source, tokens in validation.items()
+            if len(tokens)
+        }
+        models[name] = {"validation_loss": losses}
+        grid = {
+            "tokenizer": vocabulary,
+            "documents": held_out,
+            "lengths": needle_lengths,
+            "depths": needle_depths,
+            "repeats": needle_repeats,
+            "buffer": needle_buffer,
+            "seed": seed,
+        }
+        if stage == base:
+            likelihood = Likelihood(model, params, vocabulary)
+            scores = needle_grid(**grid, score="likelihood", likelihood=likelihood)
+            needles[f"{name} (likelihood)"] = scores.tolist()
+            continue
+
+        def generate(conversations: list, model=model, params=params, name=name) -> list[str]:
+            return respond(
+                model,
+                params,
+                vocabulary,
+                conversations,
+                max_new_tokens=max_new_tokens,
+                label=f"evaluate {name}",
+            )
+
+        models[name]["task_accuracy"] = task_accuracy(generate, eval_tasks)
+        answers = generate([row["messages"] for row in asked])
+        scored = scorer(
+            reward_params,
+            [(r["domain"], r["messages"], a) for r, a in zip(asked, answers, strict=True)],
+        )
+        for sample, answer, score in zip(samples, answers, scored, strict=True):
+            sample["responses"][name] = answer
+            sample["scores"][name] = float(score)
+        needles[f"{name} (keyword)"] = needle_grid(
+            **grid, score="keyword", generate=generate
+        ).tolist()
+
+    files.write_json(
+        folder / "result.json",
+        {
+            "models": models,
+            "needle": {"lengths": needle_lengths, "depths": needle_depths, "scores": needles},
+            "samples": samples,
+        },
+    )

@@ -1,0 +1,54 @@
+"""A tokenizer trained on the corpus, and the corpus as tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from internlm2_jax import files
+from internlm2_jax.data import documents
+from internlm2_jax.data.tokenizer import Tokenizer, train_tokenizer
+
+EXAMPLES = (
+    "def add(a: int, b: int) -> int:\n    return a + b  # 12345",
+    "The quick brown fox jumps over the lazy dog.",
+    "你好，世界！ naïve café 😀",
+)
+
+
+def tokenizer(
+    folder: Path,
+    *,
+    corpus: Path,
+    vocab_size: int,
+    max_bytes: int = 8_000_000,
+    seed: int = 0,
+) -> None:
+    """Trains SentencePiece BPE of `vocab_size` on the training split, at most `max_bytes` of it.
+
+    Leaves tokenizer.model, tokens/ (ArrayRecord and manifest) and result.json in `folder`.
+    """
+    from data_beam import cache
+
+    model = folder / "tokenizer.model"
+    if not model.is_file():
+        texts = (d.text for d in documents.read(corpus / "documents", "train"))
+        train_tokenizer(texts, model, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed)
+    vocabulary = Tokenizer.load(model)
+    manifest = cache.run(corpus / "documents", model, folder / "tokens")
+    held_out = manifest["splits"]["validation"]
+    files.write_json(
+        folder / "result.json",
+        {
+            "vocab_size": vocabulary.vocab_size,
+            "sha256": vocabulary.sha256,
+            "tokens": {
+                split: {name: entry["tokens"] for name, entry in sources.items()}
+                for split, sources in manifest["splits"].items()
+            },
+            "bytes_per_token": {n: e["bytes"] / e["tokens"] for n, e in held_out.items() if e["tokens"]},
+            "examples": [
+                {"text": text, "pieces": [vocabulary.decode([i]) for i in vocabulary.encode(text)]}
+                for text in EXAMPLES
+            ],
+        },
+    )
