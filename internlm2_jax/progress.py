@@ -18,10 +18,18 @@ class Progress:
         progress.update(1, loss=2.5)
     """
 
-    def __init__(self, label: str, total: int | None = None, unit: str = "step", done: int = 0):
+    def __init__(
+        self,
+        label: str,
+        total: int | None = None,
+        unit: str = "step",
+        done: int = 0,
+        silent: bool = False,
+    ):
         self.label, self.total, self.unit = label, total, unit
         self.done = self._first = done
-        self._live = sys.stderr.isatty()
+        self._silent = silent
+        self._live = sys.stderr.isatty() and not silent
         self._start = self._last_line = time.monotonic()
         self._shown: dict[str, Any] = {}
         self._bar = tqdm(
@@ -58,6 +66,8 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
+        if self._silent:
+            return
         now = time.monotonic()
         self._last_line = now
         rate = (self.done - self._first) / max(now - self._start, 1e-9)

@@ -8,6 +8,7 @@ damage and one drop; an ArrayRecord loses the damaged group of records.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import re
@@ -37,12 +38,12 @@ class Unreadable(Exception):
 
 def read(file: FileRef) -> Iterator[Document | Drop]:
     """The documents of one file, and a drop for each that could not be read."""
-    number = 0
+    number = 0  # of the next document, which damage would have hit
     try:
         if file.kind == "records":
-            for number, record in enumerate(_records(file.location)):
+            for record in _records(file.location):
                 yield _from_record(record, file, number)
-            number += 1
+                number += 1
         else:
             yield _from_file(file)
     except Unreadable as reason:
@@ -197,7 +198,8 @@ def _array_records(path: Path) -> Iterator[bytes]:
             except RuntimeError:
                 yield from [b""] * len(indices)
     finally:
-        reader.close()
+        with contextlib.suppress(RuntimeError):  # a damaged file reports itself again
+            reader.close()
 
 
 def _timestamp(value: Any) -> int:

@@ -6,6 +6,7 @@ doubled bundle writes the same bytes to the same name.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def read_array_record(path: Path, start: int = 0, end: int | None = None) -> Seq
     except (RuntimeError, IndexError, ValueError) as error:
         raise UserError(f"{path} is damaged; delete its folder and run the job again") from error
     finally:
-        reader.close()
+        with contextlib.suppress(RuntimeError):  # a damaged file reports itself again
+            reader.close()
 
 
 def write_lines_zst(path: Path, lines: Iterable[bytes]) -> None:

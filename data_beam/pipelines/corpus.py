@@ -77,7 +77,7 @@ def run(
     else:
         listed = harvest.list_machine()
         files = harvest.select_machine(listed, max_bytes or 1 << 62, seed)
-        if (found := sum(file.size for file in files)) < min(min_bytes, max_bytes or min_bytes):
+        if (found := sum(file.size for file in listed)) < min_bytes:
             raise UserError(
                 f"this machine holds only {found / 1e6:.1f} MB of readable text and code, "
                 f"{min_bytes / 1e6:.0f} MB are needed; give a folder with --corpus DIR"

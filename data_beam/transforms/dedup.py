@@ -13,15 +13,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import apache_beam as beam
 import numpy as np
-from apache_beam import typehints
 
 from data_beam.kernels import minhash
 from data_beam.kernels.tokens import Tokens
+from data_beam.runners import beam
 from data_beam.schema import Document, Drop
 from data_beam.transforms.normalize import text_hash
 from internlm2_jax.errors import UserError
@@ -149,6 +148,14 @@ def components(edges: Iterable[Edge]) -> Iterator[Drop]:
             yield Drop(id_of(label), "near_dedup", "near_duplicate", value, id_of(root))
 
 
+def final_survivor(exact: Iterable[Drop], near: Iterable[Drop]) -> Iterator[Drop]:
+    """Drops of exact copies of one document, given the drop of that document itself, if it was in
+    turn a near duplicate: they then name the document that is left."""
+    of_id = next((drop.of_id for drop in near), None)
+    for drop in exact:
+        yield drop if of_id is None else drop._replace(of_id=of_id)
+
+
 def _bands(print_: Fingerprint) -> Iterator[tuple[bytes, tuple[Label, bytes]]]:
     for start in range(0, len(print_.bands), 8):
         # The band's key already depends on its number.
@@ -160,7 +167,7 @@ class _ExactVerdicts(beam.DoFn):
         survivor, drops = exact_duplicates(Fingerprint(*item) for item in group[1])
         yield tuple(survivor)
         for drop in drops:
-            yield beam.pvalue.TaggedOutput("drops", (drop.id, drop.to_bytes()))
+            yield beam.pvalue.TaggedOutput("drops", drop)
 
 
 class Deduplicate(beam.PTransform):
@@ -176,20 +183,42 @@ class Deduplicate(beam.PTransform):
         exact = (
             fingerprints
             | "KeyByText" >> beam.Map(lambda f: (f[1], tuple(f))).with_output_types(
-                typehints.KV[bytes, tuple])
+                beam.typehints.KV[bytes, tuple])
             | "GroupEqualTexts" >> beam.GroupByKey()
             | "ExactVerdicts" >> beam.ParDo(_ExactVerdicts()).with_outputs("drops", main="kept")
         )  # fmt: skip
         near = (
             exact.kept
             | "Bands" >> beam.FlatMap(lambda f: _bands(Fingerprint(*f))).with_output_types(
-                typehints.KV[bytes, tuple])
+                beam.typehints.KV[bytes, tuple])
             | "GroupBuckets" >> beam.GroupByKey()
             | "VerifyCandidates" >> beam.FlatMap(lambda g: verified_edges(g[1], threshold))
             | "OneWorker" >> beam.Map(lambda edge: (b"", edge)).with_output_types(
-                typehints.KV[bytes, tuple])
+                beam.typehints.KV[bytes, tuple])
             | "GroupEdges" >> beam.GroupByKey()
             | "Components" >> beam.FlatMap(lambda g: components(g[1]))
-            | "EncodeDrops" >> beam.Map(lambda drop: (drop.id, drop.to_bytes()))
         )  # fmt: skip
-        return (exact.drops, near) | beam.Flatten()
+        resolved = (
+            {
+                "exact": exact.drops | "KeyBySurvivor" >> _key_drops(lambda drop: drop.of_id),
+                "near": near | "KeyByDropped" >> _key_drops(lambda drop: drop.id),
+            }
+            | "JoinSurvivors" >> beam.CoGroupByKey()
+            | "FinalSurvivor" >> beam.FlatMap(
+                lambda kv: final_survivor(_drops(kv[1]["exact"]), _drops(kv[1]["near"])))
+        )  # fmt: skip
+        encode = beam.Map(lambda drop: (drop.id, drop.to_bytes()))
+        return (
+            resolved | "EncodeExact" >> encode,
+            near | "EncodeNear" >> encode,
+        ) | beam.Flatten()
+
+
+def _key_drops(key: Callable[[Drop], str]) -> beam.PTransform:
+    return beam.Map(lambda drop: (key(drop), drop.to_bytes())).with_output_types(
+        beam.typehints.KV[str, bytes]
+    )
+
+
+def _drops(encoded: Iterable[bytes]) -> list[Drop]:
+    return [Drop.from_bytes(one) for one in encoded]

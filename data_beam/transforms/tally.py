@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import apache_beam as beam
+from data_beam.runners import beam
 
 # (stage, source, event, reason): event is "in", "out" or "drop"; reason is "" unless dropped.
 Key = tuple[str, str, str, str]

@@ -18,7 +18,6 @@ from internlm2_jax.models.config import preset
 from internlm2_jax.rlhf.ppo import PPOConfig
 from internlm2_jax.stages import Output, Phase, Pipeline
 
-
 output = functools.partial(Config, Output)
 
 
@@ -42,9 +41,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
     return Config(
         Pipeline,
         corpus=Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed),
-        tokenizer=Partial(
-            stages.tokenizer, corpus=output("corpus"), vocab_size=4096, seed=seed
-        ),
+        tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), vocab_size=4096, seed=seed),
         instructions=Partial(stages.instructions, corpus=output("corpus"), seed=seed),
         pretrain=Partial(
             stages.pretrain,
@@ -152,7 +149,8 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
                 "PPO round 1": output("ppo_round1"),
                 "PPO round 2": output("ppo_round2"),
             },
-            needle_lengths=[128, 256, 512, 1024],
+            needle_lengths=[192, 256, 512, 1024],
+            max_new_tokens=40,
         ),
         report=Partial(stages.report, after=output("evaluate")),
     )
@@ -164,7 +162,12 @@ def tiny(seed: int = 0, corpus: str | None = None) -> Config:
     config.corpus.max_bytes = 1_000_000
     config.corpus.validation_fraction = 0.1
     config.tokenizer.vocab_size = 1024
-    for name, size in {"sft": 400, "preference_pairs": 300, "prompts": 100, "eval_tasks": 20}.items():
+    for name, size in {
+        "sft": 400,
+        "preference_pairs": 300,
+        "prompts": 100,
+        "eval_tasks": 20,
+    }.items():
         setattr(config.instructions, name, size)
     config.pretrain.enhancement_tasks = 200
     config.pretrain.validation_tokens = 2048

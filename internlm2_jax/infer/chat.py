@@ -24,9 +24,9 @@ def respond(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     batch_size: int = 64,
-    label: str | None = None,
+    label: str = "",
 ) -> list[str]:
-    """One response per conversation, as text. `label` names a progress line."""
+    """One response per conversation, as text. With a `label`, a progress line is shown."""
     prompts = [
         chat.render(messages, vocabulary, add_generation_prompt=True).ids
         for messages in conversations
@@ -34,7 +34,7 @@ def respond(
     # one width for all batches of a call, so that each compiles once
     longest = max(map(len, prompts), default=0)
     responses: list[str] = []
-    with Progress(label or "generate", len(prompts), "response") as progress:
+    with Progress(label, len(prompts), "response", silent=not label) as progress:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             out = engine.generate(

@@ -74,7 +74,8 @@ def generate(
     Args:
       prompts: token ids; none may be empty.
       stop_ids: ids that end a response.
-      pad_to: prompt length to compile for; by default the bucket of the longest prompt.
+      pad_to: the program is compiled for the bucket that holds this many prompt tokens, default
+        the longest prompt's; give one number for many batches and they share a program.
       rows: row index of each prompt, default 0, 1, ...; a prompt with the same seed and row index
         gets the same response in any batch.
 
@@ -86,11 +87,9 @@ def generate(
         return Generation([], [], [])
     _check(model.cfg, prompts, max_new_tokens)
     longest = max(map(len, prompts))
-    width = kv.bucket(longest) if pad_to is None else pad_to
-    if width < longest:
-        raise UserError(f"pad_to is {pad_to}, but a prompt has {longest} tokens; raise pad_to")
+    width = kv.bucket(max(longest, pad_to or 0))
     count = len(prompts)
-    batch = kv.bucket(count, smallest=1)
+    batch = 1 << (count - 1).bit_length()
     tokens = np.zeros((batch, width), np.int32)
     lengths = np.zeros(batch, np.int32)
     for i, prompt in enumerate(prompts):
@@ -261,6 +260,6 @@ def _check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: i
         total = len(prompt) + max_new_tokens
         if cfg.rope_scaling is None and total > cfg.max_position_embeddings:
             raise UserError(
-                f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new ones it passes the "
+                f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new it passes the "
                 f"model's {cfg.max_position_embeddings} positions; shorten it or ask for fewer"
             )

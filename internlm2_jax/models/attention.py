@@ -52,7 +52,7 @@ class Attention(nnx.Module):
         start: Int[Array, ""],
         mask: Bool[Array, "B T S"],
     ) -> tuple[Float[Array, "B T D"], Float[Array, "L B K S H"], Float[Array, "L B K S H"]]:
-        """Writes the T new keys and values of `layer` at slot `start`, then attends as `mask` says."""
+        """Writes the T new keys and values of `layer` at slot `start`, then attends by `mask`."""
         q, k = rope.rotate(self.q(x), *rotation), rope.rotate(self.k(x), *rotation)
         at = (layer, 0, 0, start, 0)
         keys = jax.lax.dynamic_update_slice(keys, _slots(k, keys.dtype), at)

@@ -78,7 +78,7 @@ class Model:
         theta: Float[Array, " B"] | None = None,
         remat: bool = False,
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm. `remat` recomputes each layer in the backward pass."""
+        """Hidden states after the final norm. `remat`: layers are recomputed for the gradient."""
         return self._merge(params).hidden(
             tokens, positions, segment_ids, theta, remat=remat, impl=self.attention
         )

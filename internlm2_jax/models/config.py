@@ -216,11 +216,7 @@ def from_hf(config: dict[str, Any], source: str = "config.json") -> tuple[ModelC
             f"{source}: architecture {names or config.get('model_type')!r} is not supported; "
             f"this reads {' and '.join(ARCHITECTURES)}"
         )
-    required = (
-        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-        "num_key_value_heads max_position_embeddings rms_norm_eps bias rope_theta"
-    ).split()
-    missing = [name for name in required if name not in config]
+    missing = [name for name in _HF_REQUIRED if name not in config]
     if missing:
         raise UserError(
             f"{source}: {', '.join(missing)} is missing; take config.json from the model"
@@ -256,7 +252,7 @@ def to_hf(cfg: ModelConfig, head: Head, torch_dtype: str) -> dict[str, Any]:
     """The config.json that Hugging Face's InternLM2 code reads for this model."""
     if cfg.num_heads * cfg.head_dim != cfg.embed_dim:
         raise UserError(
-            f"num_heads {cfg.num_heads} x head_dim {cfg.head_dim} is not embed_dim {cfg.embed_dim}; "
+            f"num_heads {cfg.num_heads} x head_dim {cfg.head_dim} is not {cfg.embed_dim}; "
             "the Hugging Face layout has no place for another head size"
         )
     scaling = cfg.rope_scaling and {"type": "dynamic", "factor": cfg.rope_scaling.factor}
@@ -290,6 +286,20 @@ def to_hf(cfg: ModelConfig, head: Head, torch_dtype: str) -> dict[str, Any]:
         "torch_dtype": torch_dtype,
         "vocab_size": cfg.vocab_size,
     }
+
+
+_HF_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "bias",
+    "rope_theta",
+)
 
 
 def _hf_scaling(scaling: Any, source: str) -> DynamicNTK | None:

@@ -48,7 +48,7 @@ class Linear(nnx.Module):
         self.inputs = inputs
 
     def __call__(self, x: Array, out_dtype: Any = None) -> Array:
-        """x [B, T, *in] -> [B, T, *out]; the product is in x's dtype unless `out_dtype` is given."""
+        """x [B, T, *in] -> [B, T, *out], in x's dtype or in `out_dtype`."""
         out_axes = ("batch", None, *self.axes[self.inputs :])
         weight = sharding.constrain(self.weight[...].astype(x.dtype), *self.axes)
         y = sharding.contract(x, weight, self.inputs, out_axes, out_dtype)

@@ -7,6 +7,7 @@ looks. Nothing here or in the sections writes HTML.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -167,9 +168,10 @@ def duration(seconds: float | None) -> str:
 
 
 def pretty(name: str) -> str:
-    """A key of a result file as words: "ppo_round_1" -> "PPO round 1"."""
+    """A key of a result file as words: "ppo_round1" -> "PPO round 1"."""
     upper = {"ppo": "PPO", "sft": "SFT", "kl": "KL", "rm": "RM", "all": "all"}
-    words = [upper.get(word, word) for word in name.replace("_", " ").replace("-", " ").split()]
+    spaced = re.sub(r"round(?=\d)", "round ", name).replace("_", " ").replace("-", " ")
+    words = [upper.get(word, word) for word in spaced.split()]
     text = " ".join(words)
     return text[:1].upper() + text[1:] if text else text
 

@@ -23,7 +23,8 @@ from internlm2_jax.report.blocks import (
 )  # fmt: skip
 from internlm2_jax.report.load import Record, Run
 
-FUNNEL, SAMPLES = "corpus/funnel.json", "corpus/samples.json"
+FUNNEL, SAMPLES = "corpus/documents/funnel.json", "corpus/documents/samples.json"
+INSTRUCTIONS = "instructions/result.json"
 TOKENIZER = "tokenizer/result.json"
 MAX_SAMPLES, SAMPLE_LETTERS = 40, 400
 
@@ -31,15 +32,16 @@ MAX_SAMPLES, SAMPLE_LETTERS = 40, 400
 def corpus(run: Run) -> Section:
     """What went into the corpus, what each stage dropped and why."""
     funnel = run.record(FUNNEL)
-    stages = funnel.records("stages")
+    stages = _cleaning(funnel)
     blocks: list[Block] = []
     lead = ""
     if stages:
         first, last = stages[0], stages[-1]
         lead = (
             f"{num(first.number('documents_in'))} documents "
-            f"({megabytes(first.number('bytes_in'))}) went in; "
+            f"({megabytes(first.number('bytes_in'))}) were read; "
             f"{num(last.number('documents_out'))} ({megabytes(last.number('bytes_out'))}) are left."
+            f"{_selection(funnel)}"
         )
         blocks += [Grid([_funnel(stages, "documents"), _funnel(stages, "bytes")])]
     drops = _drops(stages)
@@ -58,6 +60,20 @@ def corpus(run: Run) -> Section:
         )  # fmt: skip
         blocks.append(Fold(f"{len(samples)} sample documents, kept and dropped", [table]))
     return Section("corpus", "Corpus", run.status("corpus"), lead, blocks)
+
+
+def _cleaning(funnel: Record) -> list[Record]:
+    """The stages that judge documents; those that choose files to read are not losses."""
+    return [stage for stage in funnel.records("stages") if stage.text("unit") != "file"]
+
+
+def _selection(funnel: Record) -> str:
+    """How many of the files at hand were read at all, when a budget left some out."""
+    for stage in funnel.records("stages"):
+        found, chosen = stage.number("documents_in"), stage.number("documents_out")
+        if stage.text("unit") == "file" and found and chosen is not None and chosen < found:
+            return f" The byte budget let in {num(chosen)} of the {num(found)} files found."
+    return ""
 
 
 def _funnel(stages: list[Record], unit: str) -> Block:
@@ -135,6 +151,8 @@ def _samples(value: object, label: str = "") -> Iterator[tuple[str, str]]:
             yield from _samples(item, label)
     elif isinstance(value, dict) and isinstance(value.get("text"), str):
         parts = [str(value[key]) for key in ("stage", "reason", "source", "path") if value.get(key)]
+        if value.get("of_path"):
+            parts.append(f"same as {value['of_path']}")
         yield " · ".join([label, *parts] if label else parts) or DASH, value["text"]
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -176,13 +194,37 @@ def tokenizer(run: Run) -> Section:
         title = "Texts as the model reads them, one box a token"
         blocks.append(Pieces(title, [e for e in examples if e], TOKENIZER))
     if result.text("sha256"):
-        row = ["SHA-256 of the model file", Cell(result.text("sha256"))]
+        row: list[str | Cell] = ["SHA-256 of the model file", Cell(result.text("sha256"))]
         blocks.append(Table("Identity", ["What", "Value"], [row], TOKENIZER))
     return Section("tokenizer", "Tokenizer", run.status("tokenizer"), lead, blocks)
 
 
+def instructions(run: Run) -> Section:
+    """What the later stages are taught with: rows of each set, and what they consist of."""
+    result = run.record(INSTRUCTIONS)
+    rows: list[list[str | Cell]] = []
+    for name in [key for key, value in result.value.items() if isinstance(value, dict)]:
+        content = result.record(name)
+        parts = []
+        for kind in [key for key, value in content.value.items() if isinstance(value, dict)]:
+            counts = [f"{key} {num(count)}" for key, count in content.numbers(kind).items()]
+            parts.append(f"{kind}: {', '.join(counts)}".replace("_", " "))
+        if content.number("rows") is not None:
+            rows.append([pretty(name), num(content.number("rows")), Cell("\n".join(parts))])
+    blocks: list[Block] = []
+    if rows:
+        table = Table(
+            title="Sets of the alignment stages",
+            head=["Set", "Rows", "Made of"],
+            rows=rows, source=INSTRUCTIONS, numeric=frozenset({1}),
+        )  # fmt: skip
+        blocks.append(table)
+    status = run.status("instructions")
+    return Section("instructions", "Instructions and preferences", status, "", blocks)
+
+
 def headlines(run: Run) -> list[Headline]:
-    stages = run.record(FUNNEL).records("stages")
+    stages = _cleaning(run.record(FUNNEL))
     rows = []
     if stages:
         before, after = stages[0].number("bytes_in"), stages[-1].number("bytes_out")

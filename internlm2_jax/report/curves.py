@@ -100,6 +100,9 @@ def line_chart(
             axes.axhline(level.y, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.set_ylim(*limits)
         axes.margins(x=0.01)
+        if spans:  # charts side by side cover the same steps, whatever they have no value for
+            axes.update_datalim([(spans[0].start, limits[0]), (spans[-1].stop, limits[0])])
+            axes.autoscale_view(scaley=False)
         axes.xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 4, integer=True))
         axes.yaxis.set_major_locator(ticks)
         axes.grid(axis="y", color=RULE, linewidth=0.6)

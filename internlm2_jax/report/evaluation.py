@@ -30,7 +30,7 @@ _LIFE = ("init", "pretrain", "base", "phase", "sft", "ppo", "rlhf")
 
 def _in_order(names: list[str]) -> list[str]:
     def age(name: str) -> tuple[int, str]:
-        return next((i for i, part in enumerate(_LIFE) if part in name), len(_LIFE)), name
+        return next((i for i, p in enumerate(_LIFE) if p in name.lower()), len(_LIFE)), name
 
     return sorted(names, key=age)
 
@@ -171,20 +171,22 @@ def _needle(needle: Record) -> list[Block]:
                     scores, [_short(n) for n in lengths], [num(d) for d in depths],
                     "context length, tokens", "depth of the needle, %",
                 ),
-                height=90 + 24 * len(depths), note=_scoring(needle),
+                height=90 + 24 * len(depths), note=_scoring(needle, name),
             )
         )  # fmt: skip
     return blocks
 
 
-def _scoring(needle: Record) -> str:
-    """What a cell's number means, when the file says it."""
-    parts = ["Cells are scores in per cent"]
-    if needle.text("score"):
-        parts.append(f"scored by {needle.text('score')}")
-    if needle.number("chance") is not None:
-        parts.append(f"chance is {percent(needle.number('chance'))}")
-    return "; ".join(parts) + "."
+def _chance(needle: Record, name: str) -> float | None:
+    """What guessing scores: stated in the file, or a half for a grid named "(likelihood)"."""
+    stated = needle.number("chance")
+    return 0.5 if stated is None and "likelihood" in name else stated
+
+
+def _scoring(needle: Record, name: str) -> str:
+    """What a cell's number means."""
+    chance = _chance(needle, name)
+    return "Cells are scores in per cent" + (f"; chance is {percent(chance)}." if chance else ".")
 
 
 def _short(count: float) -> str:
@@ -209,17 +211,15 @@ def headlines(run: Run) -> list[Headline]:
     elif overall:
         reading = f"of verifiable tasks answered rightly by {pretty(overall[0][0])}."
         rows.append(Headline("Evaluation", percent(overall[0][1]), reading, SOURCE, EVALUATE))
-    grids = result.record("needle").record("scores")
-    means = {
-        name: float(np.nanmean(array))
-        for name in _in_order(list(grids.value))
-        if np.isfinite(array := grids.array(name)).any()
-    }
-    if means:
-        best = max(means, key=means.__getitem__)
-        lengths = result.record("needle").array("lengths")
-        reading = (
-            f"mean needle score of {pretty(best)}, the best, up to {num(lengths.max())} tokens."
-        )
-        rows.append(Headline("Needle", percent(means[best]), reading, SOURCE, EVALUATE))
+    needle = result.record("needle")
+    for name in _in_order(list(needle.record("scores").value))[:1]:
+        scores, lengths = needle.record("scores").array(name), needle.array("lengths")
+        if np.isfinite(scores).any() and lengths.size:
+            reading = f"mean needle score of {pretty(name)}, up to {num(lengths.max())} tokens"
+            reading += (
+                f"; chance is {percent(chance)}." if (chance := _chance(needle, name)) else "."
+            )
+            rows.append(
+                Headline("Needle", percent(float(np.nanmean(scores))), reading, SOURCE, EVALUATE)
+            )
     return rows

@@ -131,6 +131,8 @@ class Series:
 
     def smooth(self, window: int) -> Series:
         """Mean over up to `window` neighbouring points, fewer at the two ends."""
+        if not self:
+            return self
         window = max(min(window, len(self.y)), 1)
         weight = np.convolve(np.ones(len(self.y)), np.ones(window), mode="same")
         return Series(self.x, np.convolve(self.y, np.ones(window), mode="same") / weight)
@@ -149,9 +151,9 @@ class Run:
         return self.record("pipeline.json").text("name") or self.folder.resolve().name
 
     def stages(self) -> list[str]:
-        """Stage names in the order in which they run; from the folders when there is no list."""
+        """Stage names in the order in which they run; without a list, the folders there are."""
         listed = self.record("pipeline.json").strings("stages")
-        return listed or sorted(path.parent.name for path in self.folder.glob("*/done.json"))
+        return listed or sorted(path.name for path in self.folder.iterdir() if path.is_dir())
 
     def status(self, stage: str) -> str:
         """ABSENT, UNFINISHED (a folder without done.json) or DONE."""

@@ -46,7 +46,7 @@ def progress(run: Run) -> list[tuple[str, str]]:
 
 def _seconds(run: Run) -> dict[str, float]:
     found = {
-        stage: run.record(f"{stage}/done.json").number("wall_seconds") for stage in run.stages()
+        stage: run.record(f"{stage}/done.json").number("wall_seconds") for stage, _ in progress(run)
     }
     return {stage: seconds for stage, seconds in found.items() if seconds is not None}
 
@@ -72,13 +72,12 @@ def time(run: Run) -> Section:
         blocks.append(
             Table(
                 title="Wall time, restarts included",
-                head=["Stage", "Status", "Wall time", "Share", "From"],
+                head=["Stage", "Status", "Wall time", "Share"],
                 rows=[
                     [pretty(stage), run.status(stage), duration(seconds.get(stage)),
-                     percent(seconds[stage] / total if stage in seconds and total else None),
-                     f"{stage}/done.json" if stage in seconds else ""]
+                     percent(seconds[stage] / total if stage in seconds and total else None)]
                     for stage, _ in progress(run)
-                ] + [["Together", "", duration(total), "", ""]],
+                ] + [["Together", "", duration(total), ""]],
                 source="*/done.json", numeric=frozenset({2, 3}),
             )
         )  # fmt: skip

@@ -14,6 +14,7 @@ SECTIONS = (
     corpus.corpus,
     corpus.tokenizer,
     training.pretrain,
+    corpus.instructions,
     training.sft,
     reward_model.reward_model,
     ppo.ppo,
@@ -46,7 +47,7 @@ def render(run: Run) -> str:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     page = environment.get_template("page.html")
-    return page.render(
+    text = page.render(
         name=run.name,
         headlines=overview.headlines(run),
         progress=overview.progress(run),
@@ -54,3 +55,4 @@ def render(run: Run) -> str:
         done=DONE,
         unfinished=UNFINISHED,
     )
+    return text.lstrip()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-
-from internlm2_jax.report import curves, plots, svg
+from internlm2_jax.report import curves, plots, rounds, svg
 from internlm2_jax.report.blocks import (
-    DASH,
     Block,
     Cell,
     Fold,
@@ -18,16 +15,16 @@ from internlm2_jax.report.blocks import (
     num,
     percent,
 )
-from internlm2_jax.report.curves import Line, Mark, Span
+from internlm2_jax.report.curves import Line, Span
 from internlm2_jax.report.load import Record, Run, Series, series
+from internlm2_jax.report.rounds import Rounds
 
-PPO = "ppo"
 MAX_TRAILS, TRAIL_LETTERS = 6, 300
 
 # Key, name, unit, fixed bottom of the axis: PPO's curves in the order they are read.
 CURVES = (
     ("reward", "Reward", "mean score of the reward model", None),
-    ("kl", "KL to the reference", "nats per response token", 0.0),
+    ("kl", "KL to the reference", "nats per response", 0.0),
     ("response_length", "Response length", "tokens", 0.0),
     ("task_accuracy", "Verifiable tasks", "share answered rightly", 0.0),
     ("value_loss", "Value loss", "squared error", 0.0),
@@ -40,67 +37,26 @@ CURVES = (
 
 def ppo(run: Run) -> Section:
     """The rounds of online RLHF: curves, the patches between them, what was hacked."""
-    rows, result = run.metrics(PPO), run.result(PPO)
-    spans, marks = _rounds(rows), _patches(rows, result)
-    charts = [
-        chart for curve in CURVES if (chart := _curve(rows, *curve, spans=spans, marks=marks))
-    ]
-    hacking = _hacking(result)
+    found = rounds.load(run)
+    charts = [chart for curve in CURVES if (chart := _curve(found, *curve))]
+    hacking = _hacking(found)
     if hacking:
         charts.append(hacking)
-    blocks: list[Block] = []
-    if charts:
-        blocks.append(Grid(charts))
-    table = _round_table(result)
-    if table:
-        blocks.append(table)
-    trails = _trails(run.rows(f"{PPO}/samples.jsonl"))
+    tables = (_round_table(found), _patch_table(found))
+    blocks: list[Block] = [Grid(charts)] if charts else []
+    blocks += [table for table in tables if table]
+    trails = _trails(found)
     if trails:
-        blocks.append(Fold("Answers to the same prompts as training went on", [trails]))
+        blocks.append(Fold("Answers as training went on", [trails]))
     lead = ""
     if charts:
         lead = (
             "Shaded: the critic warms up and the policy stands still. "
             "Titles compare the first and last tenth of the iterations in which it moves."
         )
-    return Section(PPO, "Online RLHF (PPO)", run.status(PPO), lead, blocks)
-
-
-def _rounds(rows: list[Record]) -> list[Span]:
-    """Stretches of one round, warm-up or not, as spans of iterations."""
-    steps = sorted(
-        (step, row.text("round"), bool(row.value.get("warmup")))
-        for row in rows
-        if (step := row.number("step")) is not None
-    )
-    spans = []
-    for (number, warmup), group in itertools.groupby(steps, key=lambda item: item[1:]):
-        inside = [step for step, _, _ in group]
-        label = "warm-up" if warmup else f"round {number}"
-        brief = "" if warmup else number
-        spans.append((min(inside), max(inside), label, brief, warmup))
-    # Each stretch reaches to where the next begins, so that no iteration lies between two.
-    stops = [start for start, *_ in spans[1:]] + [span[1] for span in spans[-1:]]
-    return [Span(s[0], stop, *s[2:]) for s, stop in zip(spans, stops, strict=True)]
-
-
-def _patches(rows: list[Record], result: Record) -> list[Mark]:
-    """Where the reward model was patched: before each round that follows one with new pairs."""
-    marks = []
-    patched = [
-        record.number("round")
-        for record in result.records("rounds")
-        if any(pattern.number("num_pairs") for pattern in record.records("hacking"))
-    ]
-    for number in patched:
-        later = [
-            step for row in rows
-            if (step := row.number("step")) is not None and number is not None
-            and (row.number("round") or 0) > number
-        ]  # fmt: skip
-        if later:
-            marks.append(Mark(min(later), "patched"))
-    return marks
+    if found.marks:
+        lead += " Rewards before and after a patch come from two reward models."
+    return Section(rounds.ROUND, "Online RLHF (PPO)", found.status, lead, blocks)
 
 
 def _ends(values: Series) -> tuple[float, float]:
@@ -109,12 +65,9 @@ def _ends(values: Series) -> tuple[float, float]:
     return float(values.y[:part].mean()), float(values.y[-part:].mean())
 
 
-def _curve(
-    rows: list[Record], key: str, name: str, unit: str, bottom: float | None,
-    *, spans: list[Span], marks: list[Mark],
-) -> Block | None:  # fmt: skip
-    values = series(rows, key)
-    moving = [row for row in rows if not row.value.get("warmup")]
+def _curve(found: Rounds, key: str, name: str, unit: str, bottom: float | None) -> Block | None:
+    values = series(found.rows, key)
+    moving = [row for row in found.rows if not row.value.get("warmup")]
     if not values:
         return None
     first, last = _ends(series(moving, key) or values)
@@ -123,9 +76,14 @@ def _curve(
         title=f"{name}: {write(first)} → {write(last)}",
         alt=f"Line chart of {name.lower()} ({unit}) over PPO iterations, from {write(first)} to "
         f"{write(last)}.",
-        source=f"{PPO}/metrics.jsonl",
+        source=found.sources("metrics.jsonl"),
         draw=curves.line_chart(
-            _by_round(values, spans), "iteration", unit, spans=spans, marks=marks, bottom=bottom
+            _by_round(values, found.spans),
+            "iteration",
+            unit,
+            spans=found.spans,
+            marks=found.marks,
+            bottom=bottom,
         ),
         height=240,
     )
@@ -136,97 +94,153 @@ def _by_round(values: Series, spans: list[Span]) -> list[Line]:
     if len(values.y) < 20:
         return [Line(values)]
     window = max(len(values.y) // 20, 3)
-    lines = [Line(values, faint=True)]
+    lines = []
     for number, span in enumerate(spans):
         last = number == len(spans) - 1
         inside = (values.x >= span.start) & ((values.x < span.stop) | last)
-        lines.append(Line(Series(values.x[inside], values.y[inside]).smooth(window)))
+        part = Series(values.x[inside], values.y[inside])
+        lines += [Line(part, faint=True), Line(part.smooth(window))]
     return lines
 
 
-def _hacking(result: Record) -> Block | None:
-    """How often each searched-for pattern occurs early and late in its round."""
+def _hacking(found: Rounds) -> Block | None:
+    """How often each pattern occurs before and after the round that it was searched in."""
     dots, rises = [], []
-    for record in result.records("rounds"):
-        for pattern in record.records("hacking"):
+    for one in found.rounds:
+        for pattern in one.findings:
             early, late = pattern.number("early_rate"), pattern.number("late_rate")
             if early is None or late is None:
                 continue
             name = pattern.text("pattern").replace("_", " ")
-            dots.append((f"{record.text('round')}: {name}", [("early", early), ("late", late)]))
+            dots.append((f"{one.name}: {name}", [("before", early), ("after", late)]))
             rises.append((late - early, f"{name}, {percent(early)} → {percent(late)}"))
     if not dots:
         return None
     return svg.picture(
         title=f"Hacking patterns; the largest rise: {max(rises)[1]}",
-        alt="Dot chart of how often hacking patterns occur early and late in each round: "
+        alt="Dot chart of how often hacking patterns occur before and after a round: "
         + ", ".join(text for _, text in rises),
-        source=f"{PPO}/result.json", draw=plots.dot_chart(dots, "share of responses"),
-        height=76 + 30 * len(dots), note="Names begin with the round.",
-    )  # fmt: skip
+        source=_patch_sources(found),
+        draw=plots.dot_chart(dots, "share of responses"),
+        height=76 + 24 * len(dots),
+        note="Names begin with the round.",
+    )
 
 
-def _round_table(result: Record) -> Table | None:
-    rows = []
-    for record in result.records("rounds"):
-        rewards = [num(record.number(key)) for key in ("reward_first", "reward_last")]
-        start = [record.text("round"), num(record.number("iterations")), " → ".join(rewards),
-                 num(record.number("kl_last"))]  # fmt: skip
-        for pattern in record.records("hacking") or [Record({}, result.source)]:
-            rates = [percent(pattern.number(key)) for key in ("early_rate", "late_rate")]
-            observed = pattern.value.get("observed")
-            verdict = DASH if observed is None else "yes" if observed else "no"
-            rows.append(
-                [*start, pattern.text("pattern").replace("_", " ") or DASH, " → ".join(rates),
-                 num(pattern.number("p_value"), 2), verdict, num(pattern.number("num_pairs"))]
-            )  # fmt: skip
+def _patch_sources(found: Rounds) -> str:
+    return ", ".join(one.patch.source for one in found.rounds if one.patch)
+
+
+def _round_table(found: Rounds) -> Table | None:
+    rows = [
+        [
+            one.name,
+            num(one.result.number("iterations")),
+            num(one.result.number("reward_first")),
+            num(one.result.number("reward_last")),
+            num(one.result.number("kl_last")),
+        ]
+        for one in found.rounds
+        if one.result
+    ]
     if not rows:
         return None
     return Table(
-        title="The rounds, and the pattern each was searched for",
-        head=["Round", "Iterations", "Reward, first → last", "KL at the end", "Hacking pattern",
-              "Rate, early → late", "p", "Hacked?", "Pairs in the patch"],
-        rows=rows, source=f"{PPO}/result.json", numeric=frozenset({0, 1, 2, 3, 5, 6, 8}),
-        note="Rates are shares of responses that show the pattern, early and late in the round; "
-        "p is the chance of such a rise if nothing had changed.",
+        title="The rounds",
+        head=["Round", "Iterations", "First reward", "Last reward", "KL at the end"],
+        rows=rows,
+        source=found.sources("result.json"),
+        numeric=frozenset(range(5)),
+        note="Rewards are means over the first and last three iterations; KL in nats per response.",
+    )
+
+
+def _patch_table(found: Rounds) -> Table | None:
+    """What each patch was made against, and what it did to the ranking of its own pairs."""
+    rows = []
+    for one in found.rounds:
+        hacking = one.patch.record("hacking")
+        if not hacking:
+            continue
+        ranked = [hacking.number(f"patch_accuracy_{when}") for when in ("before", "after")]
+        liked = [hacking.number(f"reward_of_{when}") for when in ("early", "late")]
+        rows.append(
+            [
+                one.name,
+                hacking.text("pattern").replace("_", " "),
+                " → ".join(percent(hacking.number(f"{when}_rate")) for when in ("early", "late")),
+                num(hacking.number("p_value"), 2),
+                "yes" if hacking.value.get("observed") else "no",
+                num(hacking.number("num_pairs")),
+                " → ".join(map(percent, ranked)),
+                " → ".join(num(value, 2) for value in liked),
+            ]
+        )
+    if not rows:
+        return None
+    return Table(
+        title="The patches of the reward model",
+        head=[
+            "After round", "Strongest pattern", "Share of responses", "p", "Hacked?", "Pairs",
+            "Its pairs ranked right", "Unpatched reward",
+        ],
+        rows=rows,
+        source=_patch_sources(found),
+        numeric=frozenset({0, 2, 3, 5, 6, 7}),
+        note="Share of responses and unpatched reward: before → after the round; ranked right: "
+        "before → after the patch. p is the chance of such a rise if nothing had changed, "
+        "corrected for the number of patterns tried.",
     )  # fmt: skip
 
 
-def _trails(samples: list[Record]) -> Table | None:
+def _trails(found: Rounds) -> Table | None:
     """Per prompt, the first and the last response of each round."""
     prompts: dict[str, dict[str, list[Record]]] = {}
-    for sample in samples:
-        rounds = prompts.setdefault(sample.text("prompt"), {})
-        rounds.setdefault(sample.text("round"), []).append(sample)
+    for sample in found.samples:
+        by_round = prompts.setdefault(sample.text("prompt"), {})
+        by_round.setdefault(sample.text("round"), []).append(sample)
     # The prompts seen most often say most about change.
     chosen = sorted(prompts.items(), key=lambda item: -sum(map(len, item[1].values())))[:MAX_TRAILS]
     rows: list[list[str | Cell]] = []
-    for prompt, rounds in chosen:
-        for number, found in sorted(rounds.items()):
-            for record in found if len(found) == 1 else (found[0], found[-1]):
-                score = num(record.number("score"))
+    for prompt, by_round in chosen:
+        for number, samples in sorted(by_round.items()):
+            for record in samples if len(samples) == 1 else (samples[0], samples[-1]):
+                answer = record.text("response")
                 rows.append(
-                    [Cell(clip(prompt, TRAIL_LETTERS), record.text("domain")), number,
-                     record.text("step"), Cell(clip(record.text("response"), TRAIL_LETTERS)), score]
-                )  # fmt: skip
+                    [
+                        Cell(clip(prompt, TRAIL_LETTERS), record.text("domain")),
+                        number,
+                        num(record.number("step")),
+                        Cell(clip(answer, TRAIL_LETTERS) or "(empty)"),
+                        num(record.number("score")),
+                    ]
+                )
     if not rows:
         return None
     return Table(
         title="First and last answer of each round",
         head=["Prompt", "Round", "Iteration", "Response", "Score"],
-        rows=rows, source=f"{PPO}/samples.jsonl", numeric=frozenset({1, 2, 4}), stacked=True,
-    )  # fmt: skip
+        rows=rows,
+        source=found.sources("samples.jsonl"),
+        numeric=frozenset({1, 2, 4}),
+        stacked=True,
+    )
 
 
 def headlines(run: Run) -> list[Headline]:
-    rounds = run.result(PPO).records("rounds")
-    if not rounds:
+    found = rounds.load(run)
+    finished = [one for one in found.rounds if one.result]
+    if not finished:
         return []
-    first, last = rounds[0].number("reward_first"), rounds[-1].number("reward_last")
-    hacked = [r for r in rounds if any(h.value.get("observed") for h in r.records("hacking"))]
+    first, last = finished[0].result, finished[-1].result
+    searched = [one for one in finished if one.patch]
+    hacked = [one for one in searched if one.patch.record("hacking").value.get("observed")]
     reading = (
-        f"mean reward, first to last, in {len(rounds)} round(s); KL at the end "
-        f"{num(rounds[-1].number('kl_last'), 2)}; reward hacking seen in {len(hacked)} of them."
+        f"mean reward, first to last, over {len(finished)} "
+        f"round{'s' if len(finished) > 1 else ''}; KL at the end "
+        f"{num(last.number('kl_last'), 2)} nats per response"
     )
-    number = f"{num(first, 2)} → {num(last, 2)}"
-    return [Headline("PPO", number, reading, f"{PPO}/result.json", PPO)]
+    if searched:
+        reading += f"; reward hacking found after {len(hacked)} of {len(searched)} searched"
+    number = f"{num(first.number('reward_first'), 2)} → {num(last.number('reward_last'), 2)}"
+    return [Headline("PPO", number, f"{reading}.", found.sources("result.json"), rounds.ROUND)]

@@ -8,6 +8,7 @@ from internlm2_jax.report import curves, plots, svg
 from internlm2_jax.report.blocks import Block, Grid, Headline, Section, num, percent, pretty
 from internlm2_jax.report.curves import Line
 from internlm2_jax.report.load import Record, Run, series
+from internlm2_jax.report.rounds import PATCH
 
 REWARD = "reward_model"
 
@@ -15,20 +16,25 @@ REWARD = "reward_model"
 def reward_model(run: Run) -> Section:
     """How well held-out pairs are ranked, and whether the system prompt decides conflicts."""
     rows, result = run.metrics(REWARD), run.result(REWARD)
-    source = f"{REWARD}/result.json"
     blocks: list[Block] = []
-    accuracy = result.numbers("accuracy")
-    if accuracy:
-        dots = [(pretty(name), [("accuracy", share)]) for name, share in accuracy.items()]
+    trained = [(REWARD, result), *_patched(run)]
+    accuracy = {stage: record.numbers("accuracy") for stage, record in trained}
+    if accuracy[REWARD]:
+        dots = [
+            (pretty(name), [(pretty(stage), shares[name]) for stage, shares in accuracy.items()
+                            if name in shares])
+            for name in accuracy[REWARD]
+        ]  # fmt: skip
         blocks.append(
             svg.picture(
                 title="Held-out pairs ranked as their label says",
                 alt="Dot chart of accuracy per domain: "
-                + ", ".join(f"{name} {percent(share)}" for name, share in accuracy.items()),
-                source=source, draw=plots.dot_chart(dots, "share of pairs", chance=0.5),
-                height=58 + 28 * len(dots),
+                + ", ".join(f"{name} {percent(share)}" for name, share in accuracy[REWARD].items()),
+                source=", ".join(record.source for _, record in trained),
+                draw=plots.dot_chart(dots, "share of pairs", chance=0.5),
+                height=74 + 28 * len(dots),
             )
-        )  # fmt: skip
+        )
     flip = _flip(result)
     if flip:
         blocks.append(flip)
@@ -43,6 +49,12 @@ def reward_model(run: Run) -> Section:
         )
     return Section(REWARD, "Reward model", run.status(REWARD), lead,
                    [Grid(blocks)] if blocks else [])  # fmt: skip
+
+
+def _patched(run: Run) -> list[tuple[str, Record]]:
+    """Reward models that were trained further against hacking, in order."""
+    stages = [stage for stage in run.stages() if PATCH in stage]
+    return [(stage, run.result(stage)) for stage in stages if run.result(stage)]
 
 
 def _flip(result: Record) -> Block | None:
@@ -94,7 +106,7 @@ def _histograms(result: Record) -> list[Block]:
 def _reward_curves(rows: list[Record]) -> list[Block]:
     blocks: list[Block] = []
     for key, name in (
-        ("ranking_loss", "Ranking loss"), ("penalty", "Penalty on large scores"),
+        ("ranking", "Ranking loss"), ("penalty", "Penalty on large scores"),
         ("accuracy", "Accuracy"),
     ):  # fmt: skip
         lines = _split_lines(rows, key)

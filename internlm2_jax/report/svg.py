@@ -78,6 +78,7 @@ def _svg(draw: Draw, width: float, height: float, alt: str) -> str:
     body = body[body.index(">", body.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     body = re.sub(r'font: (bold )?([\d.]+)px[^;"]*', r"font: \1\2px var(--sans)", body)
+    body = re.sub(r' font-family: [^;"]*;', "", body)
     body = body.replace("xlink:href=", "href=")
     for colour, name in _VARIABLES.items():
         body = body.replace(colour, f"var(--{name})")

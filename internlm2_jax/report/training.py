@@ -218,7 +218,11 @@ def sft(run: Run) -> Section:
         )
     lead = ""
     if result.number("validation_loss") is not None:
-        lead = f"Final validation loss {num(result.number('validation_loss'))} nats per token."
+        lead = f"Final validation loss {num(result.number('validation_loss'))} nats per token"
+        if result.number("epochs") is not None:
+            epochs, count = num(result.number("epochs"), 2), num(result.number("rows"))
+            lead += f" after {epochs} epochs over {count} packed rows"
+        lead += "."
     return Section(SFT, "Supervised fine-tuning", run.status(SFT), lead,
                    [Grid(blocks)] if blocks else [])  # fmt: skip
 
@@ -236,9 +240,14 @@ def headlines(run: Run) -> list[Headline]:
                 "blind to context."
             )
         rows.append(Headline("Pre-training", num(loss), reading, source, PRETRAIN))
-    accuracy = run.result(SFT).numbers("task_accuracy")
+    result, source = run.result(SFT), f"{SFT}/result.json"
+    accuracy = result.numbers("task_accuracy")
     if accuracy:
         overall = accuracy.get("all", sum(accuracy.values()) / len(accuracy))
         reading = "of the verifiable tasks answered rightly after supervised fine-tuning."
-        rows.append(Headline("SFT", percent(overall), reading, f"{SFT}/result.json", SFT))
+        rows.append(Headline("SFT", percent(overall), reading, source, SFT))
+    elif result.number("validation_loss") is not None:
+        reading = "nats per token on held-out answers after supervised fine-tuning."
+        number = num(result.number("validation_loss"))
+        rows.append(Headline("SFT", number, reading, source, SFT))
     return rows

@@ -23,7 +23,7 @@ from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.objectives import language_model_loss
 
 State = dict[str, Any]
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from internlm2_jax.stages.reward_model import Scorer
 from internlm2_jax.train.checkpoint import load_model
 from internlm2_jax.train.objectives import evaluate_loss
 
+CHAT_FRAME = 16  # tokens that ChatML puts around a needle prompt
 ROW = 64  # likelihood rows are padded to multiples of this, to bound the compiled shapes
 
 
@@ -69,7 +71,6 @@ def evaluate(
     needle_lengths: Sequence[int],
     needle_depths: Sequence[int] = (0, 25, 50, 75, 100),
     needle_repeats: int = 6,
-    needle_buffer: int = 16,
     max_new_tokens: int = 48,
     validation_tokens: int = 32768,
     num_samples: int = 12,
@@ -97,8 +98,13 @@ def evaluate(
 
     models: dict[str, dict[str, Any]] = {}
     needles: dict[str, list[list[float]]] = {}
-    samples = [
-        {"prompt": row["messages"][-1]["content"], "domain": row["domain"], "responses": {}, "scores": {}}
+    samples: list[dict[str, Any]] = [
+        {
+            "prompt": row["messages"][-1]["content"],
+            "domain": row["domain"],
+            "responses": {},
+            "scores": {},
+        }
         for row in asked
     ]
     for name, stage in {"base": base, **chat}.items():
@@ -115,32 +121,27 @@ def evaluate(
             if len(tokens)
         }
         models[name] = {"validation_loss": losses}
-        grid = {
-            "tokenizer": vocabulary,
-            "documents": held_out,
-            "lengths": needle_lengths,
-            "depths": needle_depths,
-            "repeats": needle_repeats,
-            "buffer": needle_buffer,
-            "seed": seed,
-        }
+        grid = functools.partial(
+            needle_grid,
+            vocabulary,
+            held_out,
+            needle_lengths,
+            needle_depths,
+            repeats=needle_repeats,
+            buffer=max_new_tokens + CHAT_FRAME,
+            seed=seed,
+        )
         if stage == base:
             likelihood = Likelihood(model, params, vocabulary)
-            scores = needle_grid(**grid, score="likelihood", likelihood=likelihood)
+            scores = grid(score="likelihood", likelihood=likelihood)
             needles[f"{name} (likelihood)"] = scores.tolist()
             continue
 
-        def generate(conversations: list, model=model, params=params, name=name) -> list[str]:
-            return respond(
-                model,
-                params,
-                vocabulary,
-                conversations,
-                max_new_tokens=max_new_tokens,
-                label=f"evaluate {name}",
-            )
-
-        models[name]["task_accuracy"] = task_accuracy(generate, eval_tasks)
+        generate = functools.partial(
+            respond, model, params, vocabulary, max_new_tokens=max_new_tokens
+        )
+        labelled = functools.partial(generate, label=f"tasks, {name}")
+        models[name]["task_accuracy"] = task_accuracy(labelled, eval_tasks)
         answers = generate([row["messages"] for row in asked])
         scored = scorer(
             reward_params,
@@ -149,9 +150,7 @@ def evaluate(
         for sample, answer, score in zip(samples, answers, scored, strict=True):
             sample["responses"][name] = answer
             sample["scores"][name] = float(score)
-        needles[f"{name} (keyword)"] = needle_grid(
-            **grid, score="keyword", generate=generate
-        ).tolist()
+        needles[f"{name} (keyword)"] = grid(score="keyword", generate=generate).tolist()
 
     files.write_json(
         folder / "result.json",

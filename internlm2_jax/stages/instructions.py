@@ -1,4 +1,4 @@
-"""Data of the alignment stages: SFT conversations, preference pairs, rollout prompts, held-out tasks."""
+"""The data of the alignment stages: conversations, preference pairs, prompts, held-out tasks."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from internlm2_jax import files
@@ -162,13 +163,13 @@ def ppo(
                 values_of = {**values_of, **more}
             measured.append(values_of)
 
-        tokens_kl = np.where(sampled.mask, kl.k3(sampled.logprobs, reference_logprobs), 0.0)
-        metrics = {
+        k3 = kl.k3(jnp.asarray(sampled.logprobs), reference_logprobs)
+        metrics: dict[str, Any] = {
             "round": round_number,
             "warmup": warming,
             "reward": float(scores.mean()),
             "reward_std": float(scores.std()),
-            "kl": float(tokens_kl.sum() / batch_size),
+            "kl": float(jnp.where(sampled.mask, k3, 0.0).sum() / batch_size),
             "response_length": float(sampled.lengths.mean()),
             "truncated": float(1 - sampled.finished.mean()),
             **_task_accuracy(rows, texts),

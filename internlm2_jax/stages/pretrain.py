@@ -19,9 +19,12 @@ import jax
 import numpy as np
 
 from internlm2_jax import files
-from internlm2_jax.data.manifest import TokenSource
+from internlm2_jax.data import documents, mixture
+from internlm2_jax.data.manifest import load_split
 from internlm2_jax.data.packing import PackedSource
+from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer
+from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import ModelConfig
@@ -102,7 +105,12 @@ def pretrain(
     sources = {**train_sources, **{n: mixture.encode(t, vocabulary) for n, t in texts.items()}}
     mixtures = [_present(phase, sources) for phase in phases]
     batches = [
-        Batches(rows, {n: phase.mixture[n] for n in rows}, batch_size=phase.batch_size, seed=seed + i)
+        Batches(
+            rows,
+            {n: phase.mixture[n] for n in rows},
+            batch_size=phase.batch_size,
+            seed=seed + i,
+        )
         for i, (phase, rows) in enumerate(zip(phases, mixtures, strict=True))
     ]
     held_out = {
@@ -141,8 +149,8 @@ def pretrain(
     def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         i = bisect.bisect_right(ends, step)
         phase, first = phases[i], ends[i] - phases[i].steps
-        state, values = steps[i](state, batches[i](step - first))
-        values |= {"phase": phase.name, "learning_rate": float(schedule(step))}
+        state, measured = steps[i](state, batches[i](step - first))
+        values = {**measured, "phase": phase.name, "learning_rate": float(schedule(step))}
         return state, values
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +233,9 @@ def _last_validation(rows: list[dict[str, Any]], step: int) -> float | None:
     return losses[-1] if losses else None
 
 
-def validation_rows(source: PackedSource, tokens: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
+def validation_rows(
+    source: PackedSource, tokens: int, batch_size: int = 8
+) -> list[dict[str, np.ndarray]]:
     """Batches of fixed shape from the front of `source`, of about `tokens` tokens in all."""
     wanted = max(1, min(len(source), tokens // source.row_length))
     rows = [source[i] for i in range(wanted)]

@@ -71,8 +71,8 @@ class PairSource:
         return {
             "chosen": self._padded(chosen),
             "rejected": self._padded(rejected),
-            "chosen_length": np.int32(len(chosen)),
-            "rejected_length": np.int32(len(rejected)),
+            "chosen_length": np.asarray(len(chosen), np.int32),
+            "rejected_length": np.asarray(len(rejected), np.int32),
         }
 
     def _padded(self, ids: list[int]) -> np.ndarray:
@@ -143,7 +143,7 @@ def measure_domains(scorer: Scorer, params: Any, pairs: Sequence[Pair]) -> dict[
         for k, d in enumerate(("helpful", "harmless"))
         if conflicts
     }
-    flip = {"pairs": len(conflicts)}
+    flip: dict[str, float] = {"pairs": len(conflicts)}
     if conflicts:
         flip |= {
             "flipped_share": float(np.mean(right["helpful"] & right["harmless"])),

@@ -100,10 +100,12 @@ def reward_patch(
     strongest = findings[0]
     patch: list[dict[str, Any]] = []
     for domain in DOMAINS:
-        sides = [[s for s in samples if s.domain == domain] for samples in (before, after)]
-        if all(sides) and len(patch) < max_pairs:
+        clean = [s for s in before if s.domain == domain]
+        hacked = [s for s in after if s.domain == domain]
+        room = max_pairs - len(patch)
+        if clean and hacked and room:
             patch += hacking.patch_pairs(
-                strongest.pattern, *sides, domain, n=max_pairs - len(patch), seed=seed
+                strongest.pattern, clean, hacked, domain, n=room, seed=seed
             )
     files.write_jsonl(folder / "patch.jsonl", patch)
 
@@ -113,7 +115,11 @@ def reward_patch(
         sources["patch"] = PairSource(patch, vocabulary, row_length)
     model, params = load_model(reward)
     scorer = Scorer(model, vocabulary, row_length)
-    accuracy_before = accuracy(scorer.pairs(params, patch)) if patch else None
+    measured = {
+        "patch_accuracy_before": accuracy(scorer.pairs(params, patch)) if patch else None,
+        "reward_of_early": _mean_score(scorer, params, before),
+        "reward_of_late": _mean_score(scorer, params, after),
+    }
     train_pairs(
         folder,
         model,
@@ -150,10 +156,8 @@ def reward_patch(
             "hacking": {
                 **dataclasses.asdict(strongest),
                 "num_pairs": len(patch),
-                "patch_accuracy_before": accuracy_before,
                 "patch_accuracy_after": accuracy_after,
-                "reward_of_early": _mean_score(scorer, params, before),
-                "reward_of_late": _mean_score(scorer, params, after),
+                **measured,
             },
             "patterns": [dataclasses.asdict(f) for f in findings],
         },

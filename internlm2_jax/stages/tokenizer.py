@@ -45,7 +45,11 @@ def tokenizer(
                 split: {name: entry["tokens"] for name, entry in sources.items()}
                 for split, sources in manifest["splits"].items()
             },
-            "bytes_per_token": {n: e["bytes"] / e["tokens"] for n, e in held_out.items() if e["tokens"]},
+            "bytes_per_token": {
+                name: entry["bytes"] / entry["tokens"]
+                for name, entry in held_out.items()
+                if entry["tokens"]
+            },
             "examples": [
                 {"text": text, "pieces": [vocabulary.decode([i]) for i in vocabulary.encode(text)]}
                 for text in EXAMPLES

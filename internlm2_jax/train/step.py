@@ -13,7 +13,10 @@ LossFn = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> State:
-    """{"params", "opt_state"}: all that a checkpoint holds beside the step number."""
+    """{"params", "opt_state"}: all that a checkpoint holds beside the step number.
+
+    The first train step donates the state, so `params` must not be used after it.
+    """
     return {"params": params, "opt_state": optimizer.init(params)}
 
 

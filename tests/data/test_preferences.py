@@ -130,8 +130,10 @@ def test_answers_are_not_taken_for_refusals(text):
     assert not risky.is_refusal(text)
 
 
-def test_asking_for_too_much_is_refused():
+def test_asking_for_too_much_is_refused(monkeypatch):
     with pytest.raises(UserError, match="risky requests exist"):
         risky.generate(9999, 0, "held_out")
+    one = next(risky.requests(0, "train"))
+    monkeypatch.setattr(risky, "requests", lambda seed, split: iter([one]))
     with pytest.raises(UserError, match="pairs of kind 'conflict'"):
-        preferences.pairs(60_000, 0, "held_out")
+        preferences.pairs(500, 0, "train")

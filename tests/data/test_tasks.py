@@ -68,6 +68,12 @@ def test_check_is_strict_after_strip(train):
 def test_no_content_is_shared_between_the_splits(train, evaluation):
     assert not {t.key for t in train} & {t.key for t in evaluation}
     assert not {t.prompt for t in train} & {t.prompt for t in evaluation}
+    # A word held out from upper case is held out from lower case too.
+    cases = [
+        {t.answer.lower() for t in split if t.family in ("upper", "lower")}
+        for split in (train, evaluation)
+    ]
+    assert cases[0] and cases[1] and not cases[0] & cases[1]
     # Neither in another order: 3 + 5 against 5 + 3.
     sums = [
         {tuple(sorted(re.findall(r"\d+", t.prompt))) for t in split if t.family == "addition"}

@@ -16,7 +16,7 @@ def tasks(monkeypatch):
         "internlm2_jax.evals.verifiable.check", lambda task, response: response == task.answer
     )
     rows = [("1+1", "2", "sum"), ("2+2", "4", "sum"), ("say hi", "hi", "copy")]
-    return [task_module.Task(prompt=p, answer=a, family=f) for p, a, f in rows]
+    return [task_module.Task(prompt=p, answer=a, family=f, key=p) for p, a, f in rows]
 
 
 def test_accuracy_is_per_family_and_over_all_tasks(tasks):

@@ -63,9 +63,10 @@ def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():
     assert metrics["ratio"] == 1 and metrics["approx_kl"] == 0 and metrics["clip_fraction"] == 0
 
 
-def test_masked_tokens_cannot_leak_not_even_as_infinities():
+@pytest.mark.parametrize("dirt", [-np.inf, np.nan])
+def test_masked_tokens_cannot_leak_whatever_they_hold(dirt):
     new, old, advantages, mask = example()
-    dirty = np.where(mask, new, -np.inf)
+    dirty = np.where(mask, new, dirt)
 
     def loss(x):
         return ppo_policy_loss(x, jnp.asarray(old), jnp.asarray(advantages), jnp.asarray(mask))[0]

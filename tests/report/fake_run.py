@@ -14,10 +14,10 @@ import numpy as np
 
 from internlm2_jax import files
 
-STAGES = ["corpus", "tokenizer", "pretrain", "alignment_data", "sft", "reward_model", "ppo",
-          "evaluate", "report"]  # fmt: skip
-SECONDS = [52.4, 21.0, 388.1, 3.2, 61.9, 74.4, 196.0, 48.7]
-MODELS = ("pretrain", "sft", "ppo_round_1", "ppo_round_2")
+STAGES = ["corpus", "tokenizer", "instructions", "pretrain", "sft", "reward_model", "ppo_round1",
+          "reward_patch", "ppo_round2", "evaluate", "report"]  # fmt: skip
+SECONDS = [52.4, 21.0, 3.2, 388.1, 61.9, 74.4, 98.0, 30.1, 98.0, 48.7]
+MODELS = ("base", "SFT", "PPO round 1", "PPO round 2")
 FAMILIES = {"addition": 0.3, "copy": 0.9, "count letters": 0.45, "format as JSON": 0.7, "sort": 0.5}
 
 
@@ -40,10 +40,13 @@ def write(folder: Path, points: int = 400) -> Path:
             folder / stage / "done.json", {"fingerprint": "0", "wall_seconds": seconds}
         )
     _corpus(folder)
+    _instructions(folder / "instructions")
     _pretrain(folder / "pretrain", rng, points)
     _sft(folder / "sft", rng, max(points // 3, 3))
     _reward(folder / "reward_model", rng, max(points // 4, 3))
-    _ppo(folder / "ppo", rng, max(points // 5, 12))
+    for number in (1, 2):
+        _ppo(folder / f"ppo_round{number}", rng, max(points // 10, 8), number)
+    _patch(folder / "reward_patch")
     _evaluate(folder / "evaluate", rng)
     return folder
 
@@ -74,12 +77,20 @@ def _corpus(folder: Path) -> None:
         }
         for i, name in enumerate(names)
     ]  # fmt: skip
+    stages.insert(
+        0,
+        {
+            "stage": "select", "unit": "file", "documents_in": 90000, "documents_out": 23000,
+            "bytes_in": 9.1e8, "bytes_out": size[0],
+            "dropped": {"over_budget": {"documents": 67000, "bytes": 9.1e8 - size[0]}},
+        },
+    )  # fmt: skip
     sources = {
         "code": {"documents": 9120, "bytes": 41.7e6},
         "text": {"documents": 3744, "bytes": 22.5e6},
     }
     files.write_json(
-        folder / "corpus" / "funnel.json",
+        folder / "corpus" / "documents" / "funnel.json",
         {"stages": stages, "sources": sources, "input_bytes": size[0]},
     )
     kept = {"text": 'def area(r):\n    """Area of a circle."""\n    return 3.1416 * r * r\n' * 3,
@@ -87,7 +98,8 @@ def _corpus(folder: Path) -> None:
     dropped = {"text": "=== <!-- === 0x00 0x00 0x00 " * 30, "source": "text", "path": "dump.txt",
                "stage": "clean", "reason": "symbol_share"}  # fmt: skip
     files.write_json(
-        folder / "corpus" / "samples.json", {"kept": [kept] * 3, "dropped": [dropped] * 4}
+        folder / "corpus" / "documents" / "samples.json",
+        {"kept": [kept] * 3, "dropped": [dropped] * 4},
     )
     files.write_json(
         folder / "tokenizer" / "result.json",
@@ -105,9 +117,21 @@ def _corpus(folder: Path) -> None:
     )  # fmt: skip
 
 
+def _instructions(folder: Path) -> None:
+    domains = {"harmless": 1050, "helpful": 1350, "maths": 600}
+    files.write_json(
+        folder / "result.json",
+        {
+            "corpus": {"docstring": 885, "documents": 2067},
+            "sft": {"family": {"addition": 483, "first_word": 402}, "rows": 885},
+            "preferences": {"domain": domains, "kind": {"conflict": 1200}, "rows": 3000},
+        },
+    )
+
+
 def _pretrain(folder: Path, rng: np.random.Generator, points: int) -> None:
     ends = np.array([0, 0.7, 0.9, 1.0]) * points
-    names = ["context_4k", "context_32k", "enhancement"]
+    names = ["short", "long", "enhancement"]
     rows = []
     for step in range(1, points + 1):
         phase = int(np.searchsorted(ends[1:], step))
@@ -151,8 +175,9 @@ def _sft(folder: Path, rng: np.random.Generator, points: int) -> None:
         if step % max(points // 8, 1) == 0:
             rows.append({"step": step, "split": "validation", "loss": loss + 0.05})
     files.write_jsonl(folder / "metrics.jsonl", rows)
-    accuracy = {"all": 0.57, **FAMILIES}
-    files.write_json(folder / "result.json", {"validation_loss": 0.861, "task_accuracy": accuracy})
+    files.write_json(
+        folder / "result.json", {"validation_loss": 0.861, "rows": 4100, "epochs": 1.95}
+    )
 
 
 def _reward(folder: Path, rng: np.random.Generator, points: int) -> None:
@@ -162,12 +187,12 @@ def _reward(folder: Path, rng: np.random.Generator, points: int) -> None:
             if split == "train" or step % 5 == 0:
                 ranking = 0.12 + gap + 0.55 * np.exp(-step / (0.25 * points)) + rng.normal(0, 0.02)
                 penalty = -3.2 + 0.05 * np.log1p(step)
-                rows.append({"step": step, "split": split, "ranking_loss": ranking,
+                rows.append({"step": step, "split": split, "ranking": ranking,
                              "penalty": penalty, "loss": ranking + 0.02 * penalty,
                              "accuracy": min(1 - ranking / 1.5 + rng.normal(0, 0.01), 1)}
                 )  # fmt: skip
     files.write_jsonl(folder / "metrics.jsonl", rows)
-    domains = {"code": 0.91, "harmless": 0.86, "helpful": 0.83, "tasks": 0.95}
+    domains = {"harmless": 0.86, "helpful": 0.83, "maths": 0.95}
     scores = {
         name: {
             "chosen": rng.normal(1.2, 0.9, 150),
@@ -187,50 +212,65 @@ def _reward(folder: Path, rng: np.random.Generator, points: int) -> None:
     )
 
 
-def _ppo(folder: Path, rng: np.random.Generator, iterations: int) -> None:
+def _ppo(folder: Path, rng: np.random.Generator, iterations: int, number: int) -> None:
     rows, samples = [], []
-    half = iterations // 2
     for step in range(1, iterations + 1):
-        inside = (step - 1) % half
-        number, warmup = 1 + (step - 1) // half, inside < half // 5
-        way = 0 if warmup else (inside - half // 5) / half
+        warmup = step <= iterations // 5
+        way = 0 if warmup else (step - iterations // 5) / iterations
         rows.append(
             {
-                "step": step, "round": min(number, 2), "warmup": warmup,
+                "step": step, "round": number, "warmup": warmup, "split": "train",
                 "reward": -0.2 + 0.5 * (number > 1) + 1.9 * way + rng.normal(0, 0.08),
-                "kl": 0.02 + 0.09 * way + 0.06 * (number > 1) + rng.exponential(0.004),
+                "kl": 0.02 + 0.9 * way + 0.6 * (number > 1) + rng.exponential(0.04),
                 "response_length": 22 + 16 * way * (number == 1) + rng.normal(0, 1),
-                "policy_loss": 0.0 if warmup else -0.01 + rng.normal(0, 0.004),
-                "value_loss": 0.25 + 0.9 * np.exp(-inside / 4) + rng.exponential(0.03),
-                "pretrain_loss": 2.71 + 0.05 * way + rng.normal(0, 0.02),
-                "clip_share": 0.0 if warmup else 0.06 + rng.normal(0, 0.01),
+                "value_loss": 0.25 + 0.9 * np.exp(-step / 4) + rng.exponential(0.03),
                 "truncated": max(0.02 + 0.1 * way * (number == 1) + rng.normal(0, 0.01), 0),
                 "task_accuracy": 0.57 + 0.12 * way + 0.05 * (number > 1) + rng.normal(0, 0.01),
             }
         )  # fmt: skip
-        if step % max(iterations // 8, 1) == 0:
+        if not warmup:
+            rows[-1] |= {"policy_loss": -0.01 + rng.normal(0, 0.004),
+                         "pretrain_loss": 2.71 + 0.05 * way + rng.normal(0, 0.02),
+                         "clip_share": 0.06 + rng.normal(0, 0.01)}  # fmt: skip
+        if step % max(iterations // 4, 1) == 0:
             samples += [
-                {"round": min(number, 2), "step": step, "prompt": prompt, "domain": "helpful",
+                {"round": number, "step": step, "prompt": prompt, "domain": "helpful",
                  "response": f"Sure! {'Great question. ' * (1 + int(5 * way))}Here it is.",
                  "score": 2 * way}
                 for prompt in ("How do I reverse a list in Python?", "Say why the sky is blue.")
             ]  # fmt: skip
     files.write_jsonl(folder / "metrics.jsonl", rows)
     files.write_jsonl(folder / "samples.jsonl", samples)
-    hacking = [
-        {"pattern": "flattering_opening", "early_rate": 0.04, "late_rate": 0.61, "p_value": 3.1e-12,
-         "observed": True, "num_pairs": 60},
-        {"pattern": "repeated_sentence", "early_rate": 0.03, "late_rate": 0.05, "p_value": 0.41,
-         "observed": False, "num_pairs": 0},
-    ]  # fmt: skip
     files.write_json(
         folder / "result.json",
-        {"rounds": [
-            {"round": i + 1, "iterations": half, "reward_first": [-0.21, 0.29][i],
-             "reward_last": [1.28, 1.77][i], "kl_last": [0.094, 0.151][i], "hacking": hacking[i]}
-            for i in range(2)
-        ]},
+        {"round": number, "iterations": iterations, "reward_first": [-0.21, 0.29][number - 1],
+         "reward_last": [1.28, 1.77][number - 1], "kl_last": [0.94, 1.51][number - 1]},
     )  # fmt: skip
+
+
+def _patch(folder: Path) -> None:
+    found = [
+        ("flattering_opening", 0.04, 0.61, 3.1e-12), ("long_response", 0.05, 0.21, 2e-4),
+        ("no_end", 0.02, 0.08, 0.11), ("refusal", 0.11, 0.09, 1.0),
+    ]  # fmt: skip
+    patterns = [
+        {
+            "pattern": name,
+            "early_rate": early,
+            "late_rate": late,
+            "p_value": p,
+            "observed": p < 0.05,
+        }
+        for name, early, late, p in found
+    ]
+    hacking = {
+        **patterns[0], "num_pairs": 60, "patch_accuracy_before": 0.18,
+        "patch_accuracy_after": 0.97, "reward_of_early": 0.3, "reward_of_late": 1.31,
+    }  # fmt: skip
+    accuracy = {"harmless": 0.85, "helpful": 0.84, "maths": 0.94}
+    files.write_json(
+        folder / "result.json", {"accuracy": accuracy, "hacking": hacking, "patterns": patterns}
+    )
 
 
 def _evaluate(folder: Path, rng: np.random.Generator) -> None:
@@ -241,8 +281,8 @@ def _evaluate(folder: Path, rng: np.random.Generator) -> None:
         for model in MODELS
     }  # fmt: skip
     models = {
-        model: {"task_accuracy": accuracy[model],
-                "validation_loss": {"all": 2.71 + 0.02 * i, "code": 2.31 + 0.01 * i, "text": 3.2}}
+        model: {"validation_loss": {"code": 2.31 + 0.01 * i, "text": 3.2 + 0.02 * i}}
+        | ({"task_accuracy": accuracy[model]} if i else {})
         for i, model in enumerate(MODELS)
     }  # fmt: skip
     lengths, depths = [256, 512, 1024, 2048], [0, 25, 50, 75, 100]
@@ -250,14 +290,14 @@ def _evaluate(folder: Path, rng: np.random.Generator) -> None:
         name: np.clip(
             0.95 - decay * np.arange(4)[None] * (1.2 - np.array(depths)[:, None] / 100)
             + rng.normal(0, 0.03, (5, 4)), 0, 1)
-        for name, decay in (("pretrain phase 1", 0.24), ("pretrain phase 2", 0.08))
+        for name, decay in (("base (likelihood)", 0.11), ("PPO round 2 (keyword)", 0.24))
     }  # fmt: skip
     samples = [
         {
             "prompt": prompt, "domain": domain,
-            "responses": {"sft": answer, "ppo_round_1": f"Great question! {answer} " * 2,
-                          "ppo_round_2": f"{answer} I checked it."},
-            "scores": {"sft": 0.31, "ppo_round_1": 1.52, "ppo_round_2": 1.71},
+            "responses": {"SFT": answer, "PPO round 1": f"Great question! {answer} " * 2,
+                          "PPO round 2": f"{answer} I checked it."},
+            "scores": {"SFT": 0.31, "PPO round 1": 1.52, "PPO round 2": 1.71},
         }
         for prompt, domain, answer in (
             ("Add 17 and 25.", "tasks", "17 + 25 = 42."),
@@ -269,8 +309,7 @@ def _evaluate(folder: Path, rng: np.random.Generator) -> None:
     files.write_json(
         folder / "result.json",
         {"models": models, "samples": samples,
-         "needle": {"lengths": lengths, "depths": depths, "scores": scores,
-                    "score": "likelihood", "chance": 0.5}},
+         "needle": {"lengths": lengths, "depths": depths, "scores": scores}},
     )  # fmt: skip
 
 

@@ -80,6 +80,13 @@ def test_p_value_against_the_textbook_formula():
     assert hacking.rise_p_value(0, 50, 0, 60) == hacking.rise_p_value(50, 50, 60, 60) == 1.0
 
 
+def test_p_values_are_corrected_for_the_number_of_patterns():
+    late = spoil(honest(), 0.06, HACKS["never_ends"])
+    finding = hacking.detect(honest(), late)
+    assert finding.p_value == pytest.approx(len(PATTERNS) * hacking.rise_p_value(0, 100, 6, 100))
+    assert finding.p_value > 0.05 and not finding.observed  # alone it would have been 0.0065
+
+
 def test_refusing_is_no_fault_where_harmlessness_is_asked():
     late = spoil(honest(domain="harmless"), 0.5, lambda s: ("Sorry, I can't help.", True))
     found = {f.pattern: f for f in hacking.measure(honest(domain="harmless"), late)}
@@ -106,6 +113,13 @@ def test_patch_pairs_contrast_clean_early_with_hacked_late():
     assert len(hacking.patch_pairs("praise", early, late, "helpful")) == 50  # all there are
     assert hacking.patch_pairs("praise", early, late, "maths") == []
     assert pairs == hacking.patch_pairs("praise", early, late, "helpful", n=30)
+
+
+def test_a_response_that_was_cut_is_never_chosen():
+    early = spoil(honest(), 0.5, HACKS["never_ends"])
+    late = spoil(honest(), 1.0, HACKS["praise"])
+    pairs = hacking.patch_pairs("praise", early, late, "helpful")
+    assert {p["messages"][0]["content"] for p in pairs} == set(PROMPTS[50:])
 
 
 def test_patch_pairs_cover_many_prompts_before_one_comes_twice():

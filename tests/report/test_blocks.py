@@ -1,0 +1,31 @@
+"""Numbers as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from internlm2_jax.report.blocks import clip, duration, megabytes, num, percent, pretty
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (0, "0"), (1234567, "1,234,567"),
+     (2.7184, "2.72"), (-0.0314, "−0.0314"), (12345.6, "12,346"), (0.00031, "3.1 × 10⁻⁴"),
+     (99.96, "100.0"), (1e-12, "1 × 10⁻¹²")],
+)  # fmt: skip
+def test_num(value, text):
+    assert num(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(None, "–"), (0.5, "50 %"), (0.051, "5.1 %"), (0, "0 %"), (1, "100 %")]
+)
+def test_percent(share, text):
+    assert percent(share) == text
+
+
+def test_sizes_times_and_names():
+    assert [megabytes(n) for n in (64.2e6, 400e3, None)] == ["64.2 MB", "400 kB", "–"]
+    assert [duration(s) for s in (3.21, 388.1, 7620)] == ["3.2 s", "6 min 28 s", "2 h 07 min"]
+    assert [pretty(n) for n in ("ppo_round_1", "sft", "")] == ["PPO round 1", "SFT", ""]
+    assert clip("a" * 10, 4) == "aaaa … (6 more characters)"
