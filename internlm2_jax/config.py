@@ -186,10 +186,12 @@ build = fdl.build
 
 
 def describe(value: Any) -> Any:
-    """The JSON form of a built value: what a stage's fingerprint is made of."""
+    """The JSON form of a built value, defaults included: what a stage's fingerprint is made of."""
     if isinstance(value, functools.partial):
         call = f"{value.func.__module__}.{value.func.__qualname__}"
-        return {"call": call, **{k: describe(v) for k, v in value.keywords.items()}}
+        parameters = inspect.signature(value.func).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return {"call": call, **{k: describe(v) for k, v in (defaults | value.keywords).items()}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__qualname__, **named}

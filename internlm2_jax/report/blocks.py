@@ -149,9 +149,11 @@ def percent(value: float | None) -> str:
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes as MB (10^6), or as kB below one of them."""
+    """Bytes as MB (10^6), or as kB or B below one of them."""
     if value is None:
         return DASH
+    if value < 1e3:
+        return f"{num(value)} B"
     return f"{num(value / 1e6)} MB" if value >= 1e6 else f"{num(value / 1e3)} kB"
 
 

@@ -103,7 +103,9 @@ def line_chart(
         if spans:  # charts side by side cover the same steps, whatever they have no value for
             axes.update_datalim([(spans[0].start, limits[0]), (spans[-1].stop, limits[0])])
             axes.autoscale_view(scaley=False)
-        axes.xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 4, integer=True))
+        axes.xaxis.set_major_locator(
+            MaxNLocator(8 if width == WIDE else 4, integer=True, min_n_ticks=1)
+        )
         axes.yaxis.set_major_locator(ticks)
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -125,6 +127,7 @@ def _limits(
         values.append(np.percentile(line.series.y, [2, 98]) if line.faint else line.series.y)
     together = np.concatenate(values) if lines else np.array([0.0, 1.0])
     low, high = float(np.min(together)), float(np.max(together))
+    low = low if bottom is None else min(bottom, low)
     pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return (low - pad if bottom is None else bottom, high + pad if top is None else top)
 

@@ -58,14 +58,15 @@ def time(run: Run) -> Section:
     blocks: list[Block] = []
     if seconds:
         slowest = max(seconds, key=seconds.__getitem__)
-        bars = [(pretty(stage), value / 60, duration(value)) for stage, value in seconds.items()]
+        unit, scale = ("minutes", 60) if max(seconds.values()) >= 120 else ("seconds", 1)
+        bars = [(pretty(stage), value / scale, duration(value)) for stage, value in seconds.items()]
         blocks.append(
             svg.picture(
                 title=f"{pretty(slowest)} takes {percent(seconds[slowest] / total if total else 0)}"
                 " of the time",
-                alt="Bar chart of minutes per stage: "
+                alt="Bar chart of time per stage: "
                 + ", ".join(f"{name} {text}" for name, _, text in bars),
-                source="*/done.json", draw=plots.bar_chart(bars, "minutes", colour=5),
+                source="*/done.json", draw=plots.bar_chart(bars, unit, colour=5),
                 height=50 + 26 * len(bars), wide=50 + 26 * len(bars),
             )
         )  # fmt: skip

@@ -8,6 +8,7 @@ import jinja2
 
 from internlm2_jax import files
 from internlm2_jax.report import corpus, evaluation, overview, ppo, reward_model, training
+from internlm2_jax.report.blocks import pretty
 from internlm2_jax.report.load import DONE, UNFINISHED, Run
 
 SECTIONS = (
@@ -50,7 +51,7 @@ def render(run: Run) -> str:
     text = page.render(
         name=run.name,
         headlines=overview.headlines(run),
-        progress=overview.progress(run),
+        progress=[(pretty(stage), status) for stage, status in overview.progress(run)],
         sections=[section(run) for section in SECTIONS],
         done=DONE,
         unfinished=UNFINISHED,

@@ -68,7 +68,8 @@ def dot_chart(
     def draw(figure: Figure, width: float, height: float) -> None:
         left = max((letters(name) for name, _ in rows), default=0) + 10
         key = _key_lines(order, width - left) if len(order) > 1 else []
-        top = 8 + 16 * (len(key) + (chance is not None))
+        lifted = int(chance is not None)
+        top = 8 + 16 * (len(key) + lifted)
         axes = axes_inside(figure, width, height, left=left, right=46, top=top)
         if chance is not None:
             axes.axvline(chance, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
@@ -80,14 +81,20 @@ def dot_chart(
             axes.plot([min(values), max(values)], [place] * 2, color=RULE, linewidth=3, zorder=1)
             for name, value in dots:
                 number = order.index(name)
-                axes.plot(value, place, _MARKERS[number % 6], color=_colour(number), markersize=7)
+                axes.plot(
+                    value,
+                    place,
+                    _MARKERS[number % 6],
+                    color=_colour(number),
+                    markersize=max(9 - 2 * number, 5),
+                )
             axes.annotate(
                 percent(values[-1]), (1, place), (6, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", color=_colour(order.index(dots[-1][0])),
             )  # fmt: skip
         for line, entries in enumerate(key):
             for number, offset in entries:
-                _name_series(axes, order[number], number, offset, len(key) - 1 - line)
+                _name_series(axes, order[number], number, offset, len(key) - 1 - line + lifted)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows], color=INK)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.5, -0.5)

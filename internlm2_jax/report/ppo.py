@@ -116,8 +116,11 @@ def _hacking(found: Rounds) -> Block | None:
             rises.append((late - early, f"{name}, {percent(early)} → {percent(late)}"))
     if not dots:
         return None
+    rise = max(rises)[1]
     return svg.picture(
-        title=f"Hacking patterns; the largest rise: {max(rises)[1]}",
+        title=f"Hacking patterns; the largest rise: {rise}"
+        if max(rises)[0] > 0
+        else "Hacking patterns: none became more frequent",
         alt="Dot chart of how often hacking patterns occur before and after a round: "
         + ", ".join(text for _, text in rises),
         source=_patch_sources(found),
@@ -243,4 +246,4 @@ def headlines(run: Run) -> list[Headline]:
     if searched:
         reading += f"; reward hacking found after {len(hacked)} of {len(searched)} searched"
     number = f"{num(first.number('reward_first'), 2)} → {num(last.number('reward_last'), 2)}"
-    return [Headline("PPO", number, f"{reading}.", found.sources("result.json"), rounds.ROUND)]
+    return [Headline("PPO", number, f"{reading}.", "ppo*/result.json", rounds.ROUND)]

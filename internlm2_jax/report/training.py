@@ -17,10 +17,10 @@ def pretrain(run: Run) -> Section:
     source = f"{PRETRAIN}/metrics.jsonl"
     spans = _phases(rows, result)
     levels = _unigram(result)
-    top = max((level.y for level in levels), default=0) * 1.1 or None  # untrained losses run out
     blocks: list[Block] = []
     train = series(rows, "loss", split="train")
     validation = series(rows, "loss", split="validation")
+    top = _top(levels, [train, validation])
     lead = _pretrain_lead(result)
     if train or validation:
         blocks.append(
@@ -50,6 +50,16 @@ def pretrain(run: Run) -> Section:
     if table:
         blocks.append(table)
     return Section(PRETRAIN, "Pre-training", run.status(PRETRAIN), lead, blocks)
+
+
+def _top(levels: list[Level], curves_shown: list[Series]) -> float | None:
+    """Just above the context-blind line, so that the start does not flatten the rest.
+
+    None, for all of the data, when there is no such line or a curve never comes down to it.
+    """
+    if not levels or any(len(curve.y) and curve.y.min() > levels[0].y for curve in curves_shown):
+        return None
+    return 1.1 * max(level.y for level in levels)
 
 
 def _pretrain_lead(result: Record) -> str:

@@ -25,7 +25,9 @@ def test_percent(share, text):
 
 
 def test_sizes_times_and_names():
-    assert [megabytes(n) for n in (64.2e6, 400e3, None)] == ["64.2 MB", "400 kB", "–"]
+    assert [megabytes(n) for n in (64.2e6, 400e3, 805, None)] == [
+        "64.2 MB", "400 kB", "805 B", "–",
+    ]  # fmt: skip
     assert [duration(s) for s in (3.21, 388.1, 7620)] == ["3.2 s", "6 min 28 s", "2 h 07 min"]
     assert [pretty(n) for n in ("ppo_round_1", "sft", "")] == ["PPO round 1", "SFT", ""]
     assert clip("a" * 10, 4) == "aaaa … (6 more characters)"

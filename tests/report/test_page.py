@@ -7,13 +7,16 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
 from internlm2_jax.report import build, svg
-from internlm2_jax.report.load import Run
+from internlm2_jax.report.curves import Level
+from internlm2_jax.report.load import Run, Series
 from internlm2_jax.report.page import SECTIONS, render
+from internlm2_jax.report.training import _top
 
 VOID = {"meta", "br", "img", "path", "use", "rect", "link", "hr", "input"}
 
@@ -139,6 +142,14 @@ def test_a_stage_that_still_runs_shows_what_it_logged(run_folder):
     assert "Unfinished: still running, or stopped." in words
     assert "Training loss fell from" in words
     assert "Short" in words, "phases come from the log while there is no result"
+
+
+def test_a_loss_that_never_reaches_the_unigram_line_stays_in_the_plot():
+    """The axis is cut above that line only when the curves come down to it."""
+    low, high = (Series(np.arange(2.0), np.array([9.0, end])) for end in (3.0, 7.0))
+    assert _top([Level(6.0, "unigram")], [low]) == pytest.approx(6.6)
+    assert _top([Level(6.0, "unigram")], [low, high]) is None
+    assert _top([], [low]) is None
 
 
 ALL_FILES = [
