@@ -33,7 +33,7 @@ def make_train_step(
         (loss, metrics), grads = gradient(state["params"], batch)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **metrics}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
         return {"params": params, "opt_state": opt_state}, metrics
 
     return jax.jit(step, donate_argnums=0)
