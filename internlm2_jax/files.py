@@ -33,10 +33,15 @@ def explain_disk_errors(path: str | os.PathLike) -> Iterator[None]:
     }
     try:
         yield
-    except OSError as error:
-        if error.errno not in reasons:
+    except UserError:
+        raise
+    except Exception as error:
+        # array_record and tensorstore report a full disk as a RuntimeError or a ValueError
+        full = "No space left on device" in str(error)
+        number = errno.ENOSPC if full else getattr(error, "errno", None)
+        if number not in reasons:
             raise
-        raise UserError(f"cannot write {path}: {reasons[error.errno]}") from error
+        raise UserError(f"cannot write {path}: {reasons[number]}") from error
 
 
 @contextlib.contextmanager

@@ -21,6 +21,10 @@ def params():
     return build(CFG).init(jax.random.key(0))
 
 
+def shifted(params, by: int):
+    return jax.tree.map(lambda x: x + by, params)
+
+
 @pytest.fixture
 def hf(params, tmp_path) -> Path:
     convert.save_hf(tmp_path / "hf", CFG, params, "float32")
@@ -80,13 +84,13 @@ def test_text_and_conversations(shared, tmp_path):
 def test_stage_and_run_folders(params, tmp_path):
     from internlm2_jax.train.checkpoint import Checkpoints
 
-    for stage in ("pretrain", "sft"):
+    for stage, shift in (("pretrain", 8), ("sft", 3)):
         checkpoints = Checkpoints(tmp_path / stage)
-        checkpoints.save(3, {"params": jax.tree.map(lambda x, n=len(stage): x + n, params)})
+        checkpoints.save(3, {"params": shifted(params, shift)})
         checkpoints.close()
         files.write_json(tmp_path / stage / "model.json", {"config": to_json(CFG), "head": "lm"})
     model = internlm2_jax.open(tmp_path / "pretrain")
-    expected = params["norm"]["weight"] + len("pretrain")
+    expected = params["norm"]["weight"] + 8
     np.testing.assert_array_equal(model.params["norm"]["weight"], expected)
     assert internlm2_jax.open(tmp_path).folder == tmp_path / "sft"
 

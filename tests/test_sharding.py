@@ -17,7 +17,7 @@ from internlm2_jax.models.config import preset
 
 CFG = preset("tiny", initializer_range=0.2, bias=True)
 MODEL = build(CFG)
-CASES = [("single", 1, 1), ("fsdp", 8, 1), ("fsdp_tp", 4, 2), ("fsdp_tp", 1, 2)]
+CASES = [("single", 1, 1), ("fsdp", 8, 1), ("fsdp_tp", 4, 2)]
 
 
 def loss(params, tokens, segments):
@@ -91,10 +91,10 @@ def test_generation_on_a_mesh(layout, data, model, expected):
 def test_errors():
     with pytest.raises(UserError, match="needs 16 devices, there are 8"):
         sharding.make_mesh(8, 2)
-    with pytest.raises(UserError, match="no layout 'tp'.*fsdp_tp"):
+    with pytest.raises(UserError, match=r"no layout 'tp'.*fsdp_tp"):
         sharding.spec(("embed",), "tp")
     mesh = sharding.make_mesh(1, 8)
     with pytest.raises(
-        UserError, match="layers/attention/k/.*2 does not divide over .*'model' of 8"
+        UserError, match=r"layers/attention/k/.*2 does not divide over .*'model' of 8"
     ):
         sharding.shardings(MODEL.axes, mesh, "fsdp_tp", MODEL.abstract)

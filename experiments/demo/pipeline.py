@@ -41,7 +41,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
     return Config(
         Pipeline,
         corpus=Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed),
-        tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), vocab_size=4096, seed=seed),
+        tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), vocab_size=2048, seed=seed),
         instructions=Partial(stages.instructions, corpus=output("corpus"), seed=seed),
         pretrain=Partial(
             stages.pretrain,
@@ -52,7 +52,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
                 Config(
                     Phase,
                     name="short",
-                    steps=700,
+                    steps=800,
                     sequence_length=128,
                     batch_size=16,
                     rope_theta=10_000.0,
@@ -64,9 +64,9 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
                 Config(
                     Phase,
                     name="long",
-                    steps=100,
+                    steps=60,
                     sequence_length=1024,
-                    batch_size=2,
+                    batch_size=4,
                     rope_theta=100_000.0,
                     learning_rate=1.2e-3,
                     final_ratio=0.7,
@@ -80,9 +80,9 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
                 Config(
                     Phase,
                     name="enhancement",
-                    steps=150,
+                    steps=120,
                     sequence_length=1024,
-                    batch_size=1,
+                    batch_size=2,
                     rope_theta=100_000.0,
                     learning_rate=8e-4,
                     final_ratio=0.1,

@@ -121,14 +121,14 @@ def generate(
 def generate_arrays(
     model: Model,
     params: Params,
-    tokens: Int[Array, "B P"],
-    lengths: Int[Array, " B"],
+    tokens: Int[Array | np.ndarray, "B P"],
+    lengths: Int[Array | np.ndarray, " B"],
     *,
     max_new_tokens: int,
     sampling: Sampling,
     seed: int | Int[Array, ""] = 0,
     stop_ids: Sequence[int] = (),
-    rows: Int[Array, " B"] | None = None,
+    rows: Int[Array | np.ndarray, " B"] | None = None,
 ) -> Responses:
     """The padded form of `generate`, on the device, shapes as given.
 
@@ -167,7 +167,7 @@ def generate_arrays(
 
 def num_compiled() -> int:
     """How many programs the engine holds; a steady state adds none."""
-    return _generate._cache_size()
+    return _generate._cache_size()  # type: ignore[attr-defined]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -187,6 +187,8 @@ def _generate(
     stops: Int[Array, " stops"],
 ) -> Responses:
     batch, width = tokens.shape
+    tokens = sharding.constrain(tokens, "batch", None)
+    lengths, rows = (sharding.constrain(x, "batch") for x in (lengths, rows))
     keys = draw.row_keys(seed, rows)
 
     def pick(hidden: Array, step: Array) -> tuple[Array, Array]:
@@ -220,10 +222,10 @@ def _generate(
     hidden, cache = model.extend(params, tokens, cache, positions=positions)
     token, logprob = pick(hidden[:, -1:], jnp.int32(0))
     out = Responses(
-        tokens=jnp.zeros((batch, size), jnp.int32),
-        logprobs=jnp.zeros((batch, size), jnp.float32),
-        lengths=jnp.zeros(batch, jnp.int32),
-        finished=jnp.zeros(batch, bool),
+        tokens=sharding.constrain(jnp.zeros((batch, size), jnp.int32), "batch", None),
+        logprobs=sharding.constrain(jnp.zeros((batch, size), jnp.float32), "batch", None),
+        lengths=sharding.constrain(jnp.zeros(batch, jnp.int32), "batch"),
+        finished=sharding.constrain(jnp.zeros(batch, bool), "batch"),
     )
     out = record(out, jnp.int32(0), token, logprob)
 

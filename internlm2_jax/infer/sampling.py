@@ -1,8 +1,8 @@
 """Choosing the next token: greedy, temperature, top-k, top-p.
 
-One uniform number a row and step is turned into a token by inverting the cumulative distribution;
-drawing a Gumbel variate for every vocabulary entry instead costs more than the whole forward pass
-of a small model on a CPU. A row's numbers come from (seed, row index, step) and nothing else.
+One uniform number a row and step is turned into a token by inverting the cumulative distribution,
+where a Gumbel variate for every entry would take as many numbers as the vocabulary. A row's numbers
+come from (seed, row index, step) and nothing else.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ class Model:
     def _merge(self, params: Params) -> Decoder:
         return nnx.merge(self._split[0], params)
 
-    def _leaves(self) -> list[tuple[tuple[str, ...], Any]]:
-        return list(nnx.to_flat_state(self._split[1]))
+    def _leaves(self) -> list[tuple[Any, Any]]:
+        return [(path, leaf) for path, leaf in nnx.to_flat_state(self._split[1])]
 
     def _require(self, head: Head) -> None:
         if self.head != head:

@@ -36,7 +36,7 @@ _DTYPES = {
 }
 
 # our path below a layer -> public name below model.layers.N
-_LAYER = {
+_LAYER: dict[tuple[str, ...], str] = {
     ("attention_norm", "weight"): "attention_norm.weight",
     ("attention", "o", "weight"): "attention.wo.weight",
     ("attention", "o", "bias"): "attention.wo.bias",
@@ -45,7 +45,7 @@ _LAYER = {
     ("mlp", "up", "weight"): "feed_forward.w3.weight",
     ("mlp", "down", "weight"): "feed_forward.w2.weight",
 }
-_TOP = {
+_TOP: dict[tuple[str, ...], str] = {
     ("embed", "weight"): "model.tok_embeddings.weight",
     ("norm", "weight"): "model.norm.weight",
 }

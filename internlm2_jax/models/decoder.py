@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from internlm2_jax import sharding
 from internlm2_jax.models import heads, rope
 from internlm2_jax.models.attention import Attention, Rotation
 from internlm2_jax.models.config import Head, ModelConfig
@@ -104,6 +105,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Final-norm hidden states of T new tokens and the cache with them in it."""
         cfg, start = self.cfg, cache.used
+        positions = sharding.constrain(positions, "batch", None)
         seen = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
         mask = (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
         rotation = rope.tables(positions, cache.theta, cfg.head_dim)

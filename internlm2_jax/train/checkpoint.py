@@ -7,6 +7,7 @@ own, so that the next stage restores the parameters and leaves the optimizer on 
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,10 @@ class Checkpoints:
         try:
             with files.explain_disk_errors(self.folder):
                 self._manager.save(step, args=ocp.args.Composite(**items))
-        except ValueError as error:  # tensorstore reports a full disk as a ValueError
-            if "No space left" not in str(error):
-                raise
-            raise UserError(
-                f"cannot write {self.folder}: no space left on the disk; free some and run the "
-                f"same command again (last whole checkpoint: step {self._manager.latest_step()})"
-            ) from error
+        except Exception:
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
     def restore_latest(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(step, state) of the newest whole checkpoint; (0, `state`) when there is none.

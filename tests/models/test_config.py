@@ -46,7 +46,7 @@ def test_json_round_trip(name):
     assert from_json(json.loads(json.dumps(to_json(cfg)))) == cfg
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS if n != "tiny"])
+@pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("head", ["lm", "scalar"])
 def test_hf_round_trip(name, head):
     cfg = preset(name)
@@ -55,7 +55,7 @@ def test_hf_round_trip(name, head):
 
 
 def hf(**changes):
-    config = to_hf(preset("demo"), "lm", "float32") | changes
+    config = to_hf(preset("tiny"), "lm", "float32") | changes
     return {name: value for name, value in config.items() if value is not ...}
 
 
@@ -69,12 +69,12 @@ def test_rope_scaling_forms():
     ("call", "message"),
     [
         (lambda: preset("internlm2_8b"), "'internlm2_8b' .did you mean 'internlm2_"),
-        (lambda: preset("demo", num_layer=3), "did you mean 'num_layers'"),
-        (lambda: preset("demo", num_kv_heads=4), "num_heads 6 is not a multiple"),
-        (lambda: preset("demo", num_layers=0), "num_layers is 0"),
-        (lambda: preset("demo", head_dim=31), "head_dim 31 is odd"),
-        (lambda: preset("demo", dtype="float16"), "choose one of float32, bfloat16"),
-        (lambda: preset("demo", rope_theta=-1.0), "rope_theta is -1.0"),
+        (lambda: preset("tiny", num_layer=3), "did you mean 'num_layers'"),
+        (lambda: preset("tiny", num_heads=6, num_kv_heads=4), "num_heads 6 is not a multiple"),
+        (lambda: preset("tiny", num_layers=0), "num_layers is 0"),
+        (lambda: preset("tiny", head_dim=31), "head_dim 31 is odd"),
+        (lambda: preset("tiny", dtype="float16"), "choose one of float32, bfloat16"),
+        (lambda: preset("tiny", rope_theta=-1.0), "rope_theta is -1.0"),
         (lambda: DynamicNTK(0.5), "factor is 0.5"),
         (lambda: from_json([1]), "expected a JSON object"),
         (lambda: from_json({"vocab_size": 3}), "num_layers.* is missing"),
@@ -85,7 +85,7 @@ def test_rope_scaling_forms():
         (lambda: from_hf(hf(hidden_act="gelu")), "hidden_act 'gelu'"),
         (lambda: from_hf(hf(architectures=["X"])), r"\['X'\] is not supported"),
         (lambda: from_hf(hf(num_attention_heads=5)), "not a multiple of 5 heads"),
-        (lambda: to_hf(preset("demo", head_dim=16), "lm", "float32"), "6 x head_dim 16"),
+        (lambda: to_hf(preset("tiny", head_dim=16), "lm", "float32"), "4 x head_dim 16"),
     ],
 )
 def test_errors_name_the_field_and_the_mend(call, message):

@@ -18,9 +18,11 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models import convert, rope
-from internlm2_jax.models.build import build, head_of
+from internlm2_jax.models.build import Model, build, head_of
 from internlm2_jax.models.config import DynamicNTK, ModelConfig
 
+LOGITS = jax.jit(Model.logits, static_argnums=0)
+SCORES = jax.jit(Model.scores, static_argnums=0)
 LM = ["internlm2_tiny", "internlm2_nonscaled"]
 
 
@@ -45,7 +47,7 @@ def test_logits_at_every_length(opened, name):
     lengths = [key.removeprefix("ids_") for key in golden if key.startswith("ids_")]
     assert lengths
     for length in lengths:
-        logits = model.logits(params, golden[f"ids_{length}"])
+        logits = LOGITS(model, params, golden[f"ids_{length}"])
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits, golden[f"logits_{length}"], atol=2e-4, rtol=0)
 
@@ -54,7 +56,7 @@ def test_lengths_cover_dynamic_ntk(opened):
     model, params, golden = opened("internlm2_tiny")
     assert model.cfg.max_position_embeddings < 100
     unscaled = jnp.full(2, model.cfg.rope_theta)
-    logits = model.logits(params, golden["ids_100"], theta=unscaled)
+    logits = LOGITS(model, params, golden["ids_100"], theta=unscaled)
     assert np.abs(logits - golden["logits_100"]).max() > 2e-4  # the goldens do see the scaling
 
 
@@ -63,7 +65,7 @@ def test_left_padded_batch(opened, name):
     model, params, golden = opened(name)
     mask = golden["pad_mask"]
     positions = np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 0)
-    logits = model.logits(params, golden["pad_ids"], positions=positions, segment_ids=mask)
+    logits = LOGITS(model, params, golden["pad_ids"], positions=positions, segment_ids=mask)
     real = mask.astype(bool)
     np.testing.assert_allclose(logits[real], golden["pad_logits"][real], atol=2e-4, rtol=0)
 
@@ -87,12 +89,11 @@ def test_loss_and_gradient_norms(opened, name):
     model, params, golden = opened(name)
     ids = golden[min((k for k in golden if k.startswith("ids_")), key=lambda k: int(k[4:]))]
 
-    @jax.jit
     def loss(params):
         logprobs = jax.nn.log_softmax(model.logits(params, ids)[:, :-1])
         return -jnp.take_along_axis(logprobs, ids[:, 1:, None], axis=-1).mean()
 
-    value, grads = jax.value_and_grad(loss)(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, golden["loss"], rtol=1e-5)
     ours = {name: np.linalg.norm(make()) for name, _, make in convert.public(model.cfg, grads)}
     theirs = {k.removeprefix("gradnorm/"): v for k, v in golden.items() if "gradnorm/" in k}
@@ -105,7 +106,7 @@ def test_reward_scores(opened):
     model, params, golden = opened("internlm2_reward_tiny")
     mask = golden["mask"]
     positions = np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 0)
-    scores = model.scores(params, golden["ids"], positions=positions, segment_ids=mask)
+    scores = SCORES(model, params, golden["ids"], positions=positions, segment_ids=mask)
     last = mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
     rows = np.arange(len(last))
     np.testing.assert_allclose(scores[rows, last], golden["scores"][:, 0], atol=1e-4, rtol=0)
@@ -139,12 +140,10 @@ CFG = ModelConfig(
 
 
 def write(folder: Path, dtype: str = "bfloat16", cfg: ModelConfig = CFG):
-    model = build(cfg)
-    params = model.init(jax.random.key(3))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(4), len(leaves))
-    noise = [x + 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    params = jax.tree.unflatten(tree, noise)  # norms and biases are no longer ones and zeros
+    random = np.random.default_rng(3)
+    params = jax.tree.map(
+        lambda leaf: random.normal(size=leaf.shape).astype(np.float32), build(cfg).abstract
+    )
     convert.save_hf(folder, cfg, params, dtype)
     return params
 
@@ -288,7 +287,7 @@ def test_theirs_past_max_position_follows_the_length(opened):
     model, params, golden = opened("internlm2_tiny")
     ids = golden["ids_100"]
     pinned = rope.theta_for(model.cfg, jnp.full(2, 100))
-    logits = model.logits(params, ids[:, :70], theta=pinned)
+    logits = LOGITS(model, params, ids[:, :70], theta=pinned)
     np.testing.assert_allclose(logits, golden["logits_100"][:, :70], atol=2e-4, rtol=0)
 
 

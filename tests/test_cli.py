@@ -1,0 +1,121 @@
+"""What a person can get wrong on the command line: one line each, and status 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from internlm2_jax import cli
+
+DEMO = str(Path(__file__).parents[1] / "experiments" / "demo" / "pipeline.py")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs `internlm2 ARGS` in an empty folder; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["internlm2", *arguments])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def assert_one_line(result: tuple[int, str, str], *expected: str) -> None:
+    status, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 2
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    for part in expected:
+        assert part in lines[0]
+
+
+def test_missing_experiment(command):
+    assert_one_line(command("run", "nowhere.py"), "no experiment file nowhere.py")
+
+
+def test_misspelt_override(command, tmp_path):
+    result = command("run", DEMO, "--set", "sft.stpes=3")
+    assert_one_line(result, "sft has no field 'stpes'", "did you mean 'steps'")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_stage(command):
+    assert_one_line(command("run", DEMO, "--only", "sfd"), "no stage 'sfd'", "the stages are: corpus")
+
+
+def test_unknown_preset(command):
+    result = command("run", DEMO, "--set", "pretrain.model.name=internlm2_8b")
+    assert_one_line(result, "no model preset 'internlm2_8b'", "did you mean 'internlm2_")
+
+
+def test_missing_corpus_folder(command):
+    assert_one_line(command("run", DEMO, "--corpus", "not-here"), "not-here")
+
+
+def test_corpus_without_usable_text(command, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.bin").write_bytes(b"\0\1\2" * 100)
+    assert_one_line(command("run", DEMO, "--corpus", "mine"), "mine")
+    assert not list(tmp_path.rglob("documents*"))
+
+
+def test_report_of_nothing(command):
+    assert_one_line(command("report", "nowhere"), "nowhere")
+
+
+def test_generate_from_a_folder_without_a_model(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_one_line(command("generate", "empty", "hello"), "empty")
+
+
+def test_unknown_option_shows_usage(command):
+    status, _, err = command("run", DEMO, "--sed", "3")
+    assert status == 2
+    assert "No such option" in err
+
+
+def test_dry_run_prints_settings_and_writes_nothing(command, tmp_path):
+    status, out, _ = command("run", DEMO, "--seed", "3", "--dry-run")
+    assert status == 0
+    assert "sft.seed = 3" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_diff_of_two_run_folders(command, tmp_path):
+    from internlm2_jax import config
+
+    for seed in (1, 2):
+        config.save(config.load(DEMO, [f"seed={seed}"]), tmp_path / str(seed))
+    status, out, _ = command("diff", "1", "2")
+    assert status == 0
+    assert "sft.seed: 1 -> 2" in out
+    assert "sft.steps" not in out
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        ([], "demo"),
+        (["seed=1"], "demo,seed-1"),
+    ],
+)
+def test_run_folder_names(given, name):
+    assert cli.default_run_name("demo", given) == name
+
+
+def test_different_overrides_never_share_a_folder():
+    names = {
+        cli.default_run_name("demo", [a])
+        for a in ("seed=1", "sft.steps=1", "ppo_round1.steps=1", "corpus='/a/x'", "corpus='/b/x'")
+    }
+    assert len(names) == 5
