@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from internlm2_jax.config import diff, load
-    from internlm2_jax.open import open
+    from internlm2_jax.notebook import open
 
 __all__ = ["diff", "load", "open"]
 __version__ = "0.1.0"
@@ -18,14 +18,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "diff": "internlm2_jax.config",
     "load": "internlm2_jax.config",
-    "open": "internlm2_jax.open",
+    "open": "internlm2_jax.notebook",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'internlm2_jax' has no attribute {name!r}")
-    # importing internlm2_jax.open would bind the module to this name: bind the function over it
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

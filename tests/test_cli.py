@@ -50,7 +50,9 @@ def test_misspelt_override(command, tmp_path):
 
 
 def test_unknown_stage(command):
-    assert_one_line(command("run", DEMO, "--only", "sfd"), "no stage 'sfd'", "the stages are: corpus")
+    assert_one_line(
+        command("run", DEMO, "--only", "sfd"), "no stage 'sfd'", "the stages are: corpus"
+    )
 
 
 def test_unknown_preset(command):

@@ -12,7 +12,7 @@ from internlm2_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
-EXPERIMENT = '''
+EXPERIMENT = """
 from internlm2_jax.config import Config, Partial
 
 def stage(folder, *, steps: int, rate: float = 0.1, mixture=None): ...
@@ -25,7 +25,7 @@ def experiment(seed=0, size="small"):
         train=Partial(stage, steps=seed + 10, mixture={"code": 0.5}),
         parts=[Partial(stage, steps=1), Partial(stage, steps=2)],
     )
-'''
+"""
 
 
 @pytest.fixture

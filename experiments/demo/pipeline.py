@@ -10,6 +10,7 @@ Run     : internlm2 run experiments/demo/pipeline.py          (the same again re
 
 from __future__ import annotations
 
+import copy
 import functools
 
 from internlm2_jax import stages
@@ -28,45 +29,48 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
         "instructions": output("instructions"),
         "seed": seed,
     }
-    reward = {"row_length": 160, "tokens_per_batch": 32 * 320}
+    reward = {"row_length": 128, "tokens_per_batch": 24 * 2 * 128}
     online = {
         **common,
         "reference": output("sft"),
         "batch_size": 32,
-        "prompt_length": 80,
-        "max_new_tokens": 40,
-        "reward_row_length": 192,
+        "prompt_length": 64,
+        "max_new_tokens": 32,
+        "reward_row_length": 128,
         "pretrain_mixture": {"code": 0.5, "text": 0.5},
     }
+    update = Config(PPOConfig, actor_learning_rate=1e-4, critic_learning_rate=5e-4, minibatches=2)
     return Config(
         Pipeline,
         corpus=Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed),
         tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), vocab_size=2048, seed=seed),
-        instructions=Partial(stages.instructions, corpus=output("corpus"), seed=seed),
+        instructions=Partial(stages.instructions, corpus=output("corpus"), sft=16000, seed=seed),
         pretrain=Partial(
             stages.pretrain,
             **common,
             corpus=output("corpus"),
             model=Config(preset, preset_name),
+            validate_every=300,
+            checkpoint_every=300,
             phases=[
                 Config(
                     Phase,
                     name="short",
-                    steps=800,
+                    steps=1500,
                     sequence_length=128,
-                    batch_size=16,
+                    batch_size=8,
                     rope_theta=10_000.0,
                     learning_rate=3e-3,
-                    warmup=50,
+                    warmup=100,
                     final_ratio=0.4,
                     mixture={"code": 0.5, "text": 0.5},
                 ),
                 Config(
                     Phase,
                     name="long",
-                    steps=60,
+                    steps=120,
                     sequence_length=1024,
-                    batch_size=4,
+                    batch_size=2,
                     rope_theta=100_000.0,
                     learning_rate=1.2e-3,
                     final_ratio=0.7,
@@ -80,9 +84,9 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
                 Config(
                     Phase,
                     name="enhancement",
-                    steps=120,
+                    steps=300,
                     sequence_length=1024,
-                    batch_size=2,
+                    batch_size=1,
                     rope_theta=100_000.0,
                     learning_rate=8e-4,
                     final_ratio=0.1,
@@ -94,10 +98,10 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             stages.sft,
             **common,
             base=output("pretrain"),
-            steps=300,
-            batch_size=16,
+            steps=1000,
+            batch_size=8,
             row_length=128,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
         ),
         reward_model=Partial(
             stages.reward_model,
@@ -114,7 +118,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             reward=output("reward_model"),
             iterations=40,
             warmup_iterations=5,
-            config=Config(PPOConfig, actor_learning_rate=1e-4, critic_learning_rate=5e-4),
+            config=copy.copy(update),
             round_number=1,
         ),
         reward_patch=Partial(
@@ -126,7 +130,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             late=output("ppo_round1"),
             steps=30,
             learning_rate=2e-4,
-            max_new_tokens=40,
+            max_new_tokens=32,
         ),
         ppo_round2=Partial(
             stages.ppo,
@@ -135,7 +139,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             reward=output("reward_patch"),
             iterations=25,
             warmup_iterations=5,
-            config=Config(PPOConfig, actor_learning_rate=1e-4, critic_learning_rate=5e-4),
+            config=copy.copy(update),
             round_number=2,
         ),
         evaluate=Partial(
@@ -150,7 +154,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
                 "PPO round 2": output("ppo_round2"),
             },
             needle_lengths=[192, 256, 512, 1024],
-            max_new_tokens=40,
+            max_new_tokens=32,
         ),
         report=Partial(stages.report, after=output("evaluate")),
     )
@@ -162,13 +166,8 @@ def tiny(seed: int = 0, corpus: str | None = None) -> Config:
     config.corpus.max_bytes = 1_000_000
     config.corpus.validation_fraction = 0.1
     config.tokenizer.vocab_size = 1024
-    for name, size in {
-        "sft": 400,
-        "preference_pairs": 300,
-        "prompts": 100,
-        "eval_tasks": 20,
-    }.items():
-        setattr(config.instructions, name, size)
+    sizes = config.instructions
+    sizes.sft, sizes.preference_pairs, sizes.prompts, sizes.eval_tasks = 400, 300, 100, 20
     config.pretrain.enhancement_tasks = 200
     config.pretrain.validation_tokens = 2048
     for phase, length in zip(config.pretrain.phases, (64, 512, 512), strict=True):

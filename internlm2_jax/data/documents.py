@@ -35,9 +35,7 @@ def read(folder: str | os.PathLike, split: str) -> Iterator[TextDocument]:
 
 
 def _shard(path: Path, expected: int) -> Iterator[TextDocument]:
-    damaged = UserError(
-        f"{path} is damaged; make the corpus again (--only corpus --redo in a run)"
-    )
+    damaged = UserError(f"{path} is damaged; make the corpus again (--only corpus --redo in a run)")
     try:
         reader = array_record_module.ArrayRecordReader(str(path))
     except RuntimeError as error:

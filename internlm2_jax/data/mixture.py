@@ -15,13 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from internlm2_jax.data import tasks
+from internlm2_jax.data import packing, tasks
 from internlm2_jax.data.documents import TextDocument
 from internlm2_jax.data.packing import PackableSource
 from internlm2_jax.data.tokenizer import Tokenizer
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class TokenDocuments:
     """Documents end to end: tokens [all], lengths [documents]."""
 
@@ -32,7 +32,9 @@ class TokenDocuments:
 def encode(texts: Sequence[str], vocabulary: Tokenizer) -> TokenDocuments:
     """Each text as `<s> ... </s>`."""
     docs = [[vocabulary.bos_id, *ids, vocabulary.eos_id] for ids in vocabulary.encode_batch(texts)]
-    flat = np.concatenate([np.asarray(d, np.int32) for d in docs]) if docs else np.zeros(0, np.int32)
+    flat = (
+        np.concatenate([np.asarray(d, np.int32) for d in docs]) if docs else np.zeros(0, np.int32)
+    )
     return TokenDocuments(flat, np.array([len(d) for d in docs], np.int64))
 
 
@@ -45,14 +47,11 @@ def at_least(source: PackableSource, length: int) -> TokenDocuments:
     return TokenDocuments(source.tokens[np.repeat(keep, lengths)], lengths[keep])
 
 
-def cut(source: PackableSource, length: int) -> TokenDocuments:
+def shortened(source: PackableSource, length: int) -> TokenDocuments:
     """The documents cut into pieces of `length` transitions; neighbours share one token."""
     lengths = np.asarray(source.lengths, np.int64)
-    transitions = np.maximum(lengths - 1, 0)
-    pieces = -(-transitions // length)
-    doc = np.repeat(np.arange(len(lengths)), pieces)
-    start = (np.arange(len(doc)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * length
-    size = np.minimum(length, transitions[doc] - start) + 1
+    doc, start, transitions = packing.cut(lengths, length)
+    size = transitions + 1
     first = (np.cumsum(lengths) - lengths)[doc] + start
     at = np.arange(size.sum()) + np.repeat(first - (np.cumsum(size) - size), size)
     return TokenDocuments(source.tokens[at], size)
@@ -67,7 +66,7 @@ def view(
     if source is None or not len(source.lengths):
         return None
     if kind == "short":
-        return cut(source, short_length)
+        return shortened(source, short_length)
     return at_least(source, long_length) if kind == "long" else source
 
 
@@ -99,7 +98,7 @@ def enhancement(
     seed: int,
     selected_share: float = 0.25,
 ) -> dict[str, list[str]]:
-    """Texts of "stem", "special" and "selected".
+    """Texts of "stem" (tasks, and sessions of facts with questions), "special" and "selected".
 
     `instructions` are rows of the SFT set; those about the corpus make up "special".
     """
@@ -118,7 +117,8 @@ def enhancement(
         if row["family"] not in families
     ]
     return {
-        "stem": [f"Question: {task.prompt}\nAnswer: {task.answer}" for task in generated],
+        "stem": [f"Question: {task.prompt}\nAnswer: {task.answer}" for task in generated]
+        + tasks.recall_sessions(num_tasks // 8, seed),
         "special": special,
         "selected": selected,
     }

@@ -65,7 +65,7 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
     """
     if capacity < 1:
         raise UserError(f"row_length is {capacity}; it must be at least 1")
-    doc, start, length = _cut(np.asarray(lengths, np.int64), capacity)
+    doc, start, length = cut(np.asarray(lengths, np.int64), capacity)
     order = np.argsort(-length, kind="stable")
     row = np.empty(len(order), np.int64)
     row[order] = _best_fit(length[order].tolist(), capacity)
@@ -74,8 +74,8 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
     return Packing(doc[by_row], start[by_row], length[by_row], ends)
 
 
-def _cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(doc, start, length) of the pieces, in the order of the documents."""
+def cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(doc, start, length) of pieces of at most `capacity` transitions, in document order."""
     transitions = np.maximum(lengths - 1, 0)
     pieces = -(-transitions // capacity)
     doc = np.repeat(np.arange(len(lengths)), pieces)

@@ -78,7 +78,7 @@ def _draw_words(rng: random.Random, low: int, high: int) -> list[str]:
 
 def _copy(rng: random.Random) -> tuple[str, str, str]:
     phrase = " ".join(_draw_words(rng, 2, 4))
-    wording = _pick(rng, "Repeat this: {}", "Copy these words: {}", "Say exactly: {}")
+    wording = _pick(rng, "Repeat this:\n{}", "Copy these words:\n{}", "Say exactly:\n{}")
     return wording.format(phrase), phrase, phrase
 
 
@@ -86,22 +86,22 @@ def _first_word(rng: random.Random) -> tuple[str, str, str]:
     words = _draw_words(rng, 3, 6)
     wording = _pick(
         rng,
-        "What is the first word of: {}?",
-        "Which word comes first in this list: {}?",
-        "Give the first of these words: {}",
+        "What is the first word of this list?\n{}",
+        "Which word comes first?\n{}",
+        "Give the first of these words:\n{}",
     )
-    return wording.format(" ".join(words)), words[0], " ".join(words)
+    return wording.format("\n".join(words)), words[0], " ".join(words)
 
 
 def _last_word(rng: random.Random) -> tuple[str, str, str]:
     words = _draw_words(rng, 3, 6)
     wording = _pick(
         rng,
-        "What is the last word of: {}?",
-        "Which word comes last in this list: {}?",
-        "Give the last of these words: {}",
+        "What is the last word of this list?\n{}",
+        "Which word comes last?\n{}",
+        "Give the last of these words:\n{}",
     )
-    return wording.format(" ".join(words)), words[-1], " ".join(words)
+    return wording.format("\n".join(words)), words[-1], " ".join(words)
 
 
 def _addition(rng: random.Random) -> tuple[str, str, str]:
@@ -243,6 +243,26 @@ def generate(
             f"{count} were asked for; ask for fewer or add families"
         )
     return tasks
+
+
+def recall_sessions(count: int, seed: int, max_facts: int = 16) -> list[str]:
+    """`count` texts of facts followed by a question and its answer for each, in another order.
+
+    Plain text for pre-training: every answer can only be found in the text itself, so that they
+    teach looking back. The codes are random; no evaluation task can be learnt by heart from them.
+    """
+    rng = random.Random(f"recall {seed}")
+    texts = []
+    for _ in range(count):
+        thing = rng.choice(("code", "number", "room"))
+        names = rng.sample(NAMES + WORDS, rng.randint(2, max_facts))
+        facts = [(name, rng.randint(100, 999)) for name in names]
+        lines = [f"The {thing} of {name} is {code}." for name, code in facts]
+        rng.shuffle(facts)
+        ask = rng.choice(("What is the {} of {}? {}", "Give the {} of {}. {}"))
+        lines += [ask.format(thing, name, code) for name, code in facts]
+        texts.append("\n".join(lines))
+    return texts
 
 
 # ---------------------------------------------------------------------------------- distractors

@@ -43,9 +43,10 @@ def respond(
                 batch,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
-                seed=seed + start,
+                seed=seed,
                 stop_ids=(vocabulary.eos_id, vocabulary.im_end_id),
                 pad_to=longest,
+                rows=range(start, start + len(batch)),
             )
             responses += [vocabulary.decode(ids) for ids in out.tokens]
             progress.update(len(batch))

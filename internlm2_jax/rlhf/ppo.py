@@ -49,7 +49,7 @@ class PPOConfig:
 
 def next_token_logprobs(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
     """[B, W - 1] log-probability of token t + 1 given the tokens up to t, from tokens [B, W]."""
-    return token_logprobs(model.logits(params, tokens[:, :-1]), tokens[:, 1:])
+    return token_logprobs(model.logits(params, tokens[:, :-1], remat=True), tokens[:, 1:])
 
 
 class Updates:
@@ -116,7 +116,7 @@ class Updates:
         """One step of the critic on the squared error to the returns."""
 
         def loss_fn(critic: Any) -> jax.Array:
-            values = self._critic_model.scores(critic, batch["tokens"][:, :-1])
+            values = self._critic_model.scores(critic, batch["tokens"][:, :-1], remat=True)
             return value_loss(values, batch["returns"], batch["mask"])
 
         loss, grads = jax.value_and_grad(loss_fn)(state["critic"])

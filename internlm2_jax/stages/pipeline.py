@@ -14,6 +14,7 @@ import fcntl
 import functools
 import importlib.metadata
 import platform
+import shlex
 import shutil
 import sys
 import threading
@@ -162,6 +163,7 @@ class Pipeline:
                 "stages": list(self.stages),
                 "fingerprints": self._fingerprints,
                 "versions": {"python": platform.python_version(), **versions},
+                "command": shlex.join(["internlm2", *sys.argv[1:]]),
                 "platform": f"{platform.system()} {platform.machine()}",
             },
         )

@@ -51,8 +51,14 @@ def tokenizer(
                 if entry["tokens"]
             },
             "examples": [
-                {"text": text, "pieces": [vocabulary.decode([i]) for i in vocabulary.encode(text)]}
+                {"text": text, "pieces": [_shown(vocabulary, i) for i in vocabulary.encode(text)]}
                 for text in EXAMPLES
             ],
         },
     )
+
+
+def _shown(vocabulary: Tokenizer, token: int) -> str:
+    """The text of a piece; a lone byte, which is no text by itself, in hexadecimal."""
+    text = vocabulary.decode([token])
+    return text if "\ufffd" not in text else f"<{token - 3:02X}>"  # bytes are ids 3 to 258

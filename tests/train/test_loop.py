@@ -74,7 +74,9 @@ def test_a_line_cut_short_by_the_kill_is_dropped(tmp_path):
     with open(tmp_path / "metrics.jsonl", "ab") as handle:
         handle.write(b'{"step": 8, "lo')
     run(tmp_path)
-    steps = [r["step"] for r in files.read_jsonl(tmp_path / "metrics.jsonl") if r["split"] == "train"]
+    steps = [
+        r["step"] for r in files.read_jsonl(tmp_path / "metrics.jsonl") if r["split"] == "train"
+    ]
     assert steps == [2, 4, 6, 8, 10, 12]
 
 

@@ -92,6 +92,8 @@ def test_stage_and_run_folders(params, tmp_path):
     model = internlm2_jax.open(tmp_path / "pretrain")
     expected = params["norm"]["weight"] + 8
     np.testing.assert_array_equal(model.params["norm"]["weight"], expected)
+    files.write_json(tmp_path / "reward" / "model.json", {"config": {}, "head": "scalar"})
+    files.write_json(tmp_path / "pipeline.json", {"stages": ["pretrain", "sft", "reward", "ppo"]})
     assert internlm2_jax.open(tmp_path).folder == tmp_path / "sft"
 
 

@@ -27,9 +27,6 @@ from internlm2_jax.models.build import Model, Params, build, head_of
 if TYPE_CHECKING:
     from internlm2_jax.data.tokenizer import Tokenizer
 
-# a run folder opens as the furthest of these that it holds
-_STAGES = ("ppo", "sft", "pretrain")
-
 _logits = jax.jit(Model.logits, static_argnums=0)
 _scores = jax.jit(Model.scores, static_argnums=0)
 
@@ -169,7 +166,7 @@ class Opened:
 def open(folder: str | os.PathLike) -> Opened:
     """Opens a Hugging Face InternLM2 folder, a stage folder of a run, or a run folder.
 
-    A run folder opens as its furthest trained stage: ppo, else sft, else pretrain.
+    A run folder opens as the last of its finished stages that has a language model.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -179,18 +176,29 @@ def open(folder: str | os.PathLike) -> Opened:
     ):
         cfg, params = convert.load_hf(folder)
         return Opened(folder, build(cfg, head_of(params)), params, _tokenizer_of(folder))
-    stages = [folder, *(folder / name for name in _STAGES)]
-    stage = next((path for path in stages if (path / "model.json").exists()), None)
-    if stage is None:
+    stage = next((path for path in _stages(folder) if path == folder or _speaks(path)), folder)
+    if not (stage / "model.json").exists():
         raise UserError(
             f"{folder} holds no model: expected config.json with *.safetensors, or model.json with "
             "checkpoints (a stage of a run)"
         )
     from internlm2_jax.train.checkpoint import load_model
 
-    files.read_json(stage / "model.json")
     model, params = load_model(stage)
     return Opened(stage, model, params, _tokenizer_of(stage))
+
+
+def _stages(folder: Path) -> list[Path]:
+    """The stages of a run, the last first; of another folder, itself."""
+    if not (folder / "pipeline.json").exists():
+        return [folder]
+    return [folder / name for name in reversed(files.read_json(folder / "pipeline.json")["stages"])]
+
+
+def _speaks(stage: Path) -> bool:
+    """Whether the stage has left a language model; a reward model does not count."""
+    path = stage / "model.json"
+    return path.exists() and files.read_json(path)["head"] == "lm"
 
 
 def _tokenizer_of(folder: Path) -> Path | None:
