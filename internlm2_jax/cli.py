@@ -60,7 +60,6 @@ def run(
         raise UserError(f"{experiment}: experiment() must return a Config of stages.Pipeline")
     name = experiment.parent.name if experiment.stem == "pipeline" else experiment.stem
     folder = run_dir or Path("runs") / default_run_name(f"{name}-tiny" if tiny else name, given)
-    _quiet_libraries()
     _compilation_cache(folder.absolute().parent / ".compiled")
     names = tuple(n.strip() for n in only.split(",") if n.strip())
     pipeline.run(folder, Selection(names, start, redo), settings=resolved)
@@ -149,12 +148,15 @@ def default_run_name(name: str, assignments: list[str]) -> str:
 
 
 def _quiet_libraries() -> None:
-    """Beam, orbax and absl log every step of theirs; a reader wants the progress lines."""
+    """Beam, orbax and absl log every step of theirs; a reader wants the progress lines.
+
+    asyncio reports every part of a damaged checkpoint that nobody waited for.
+    """
     warnings.filterwarnings("ignore", module="apache_beam")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for name in ("root", "absl", "apache_beam", "orbax"):
-        logging.getLogger(None if name == "root" else name).setLevel(logging.ERROR)
-    logging.getLogger("internlm2_jax").setLevel(logging.WARNING)
+    for name in ("absl", "apache_beam", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _compilation_cache(folder: Path) -> None:
@@ -165,6 +167,7 @@ def _compilation_cache(folder: Path) -> None:
 
 def main() -> None:
     """The console script: a UserError is one line and status 2, an interrupt says how to go on."""
+    _quiet_libraries()
     try:
         cli.main(standalone_mode=False)
     except UserError as error:

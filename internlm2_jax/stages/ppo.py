@@ -174,6 +174,8 @@ def ppo(
             "truncated": float(1 - sampled.finished.mean()),
             **_task_accuracy(rows, texts),
             **{k: float(np.mean([m[k] for m in measured])) for k in measured[0]},
+            # before any update of the iteration: 1 when sampler and trainer agree
+            **({} if warming else {"ratio_at_start": float(measured[0]["ratio"])}),
         }
         if iteration % samples_every == 0 or iteration == iterations - 1:
             metrics["samples"] = [

@@ -23,9 +23,9 @@ def solve(task):
     prompt = task.prompt
     numbers = [int(n) for n in re.findall(r"\d+", prompt)]
     if task.family == "copy":
-        return prompt.split(": ", 1)[1]
+        return prompt.split("\n", 1)[1]
     if task.family in ("first_word", "last_word"):
-        words = prompt.split(": ", 1)[1].rstrip("?").split()
+        words = prompt.split("\n")[1:]
         return words[0] if task.family == "first_word" else words[-1]
     if task.family == "addition":
         return str(sum(numbers))
@@ -51,6 +51,16 @@ def solve(task):
 def test_every_answer_is_right(train, evaluation):
     for task in train + evaluation:
         assert tasks.check(task, solve(task)), task
+
+
+def test_recall_sessions_answer_from_their_own_facts():
+    sessions = tasks.recall_sessions(50, seed=0)
+    assert sessions == tasks.recall_sessions(50, seed=0) != tasks.recall_sessions(50, seed=1)
+    for text in sessions:
+        facts = dict(re.findall(r"The \w+ of (\w+) is (\d+)\.", text))
+        answers = dict(re.findall(r"^(?:What|Give).* of (\w+)[?.] (\d+)$", text, re.MULTILINE))
+        assert answers == facts
+        assert 2 <= len(facts) <= 16
 
 
 def test_every_family_appears_in_both_splits(train, evaluation):

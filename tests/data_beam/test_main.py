@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from test_corpus import write_folder
+from raw_folder import write_folder
 
 ROOT = Path(__file__).parents[2]
 

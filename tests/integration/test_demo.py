@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def test_rollouts_are_the_trainers_own_distribution(whole):
     assert first["warmup"] is True
     assert abs(first["kl"]) < 1e-6  # the actor is still the reference
     later = [r for r in files.read_jsonl(whole / "ppo_round1" / "metrics.jsonl") if not r["warmup"]]
-    assert later[0]["ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert later[0]["ratio_at_start"] == pytest.approx(1.0, abs=1e-4)
 
 
 def test_report_stands_alone(whole):
@@ -192,3 +193,40 @@ def test_a_full_disk_is_one_line_and_leaves_no_halves(corpus, tmp_path, size):
     assert "no space left on the disk" in errors[0]
     assert "Traceback" not in done.stderr
     assert done.stdout.splitlines() == ["status 2"]
+
+
+def refused(process: subprocess.Popen, *expected: str) -> None:
+    """The command ends with status 2 and one line of error that says `expected`."""
+    output, _ = process.communicate(timeout=280)
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 2, output[-3000:]
+    assert len(lines) == 1
+    assert "Traceback" not in output
+    for part in expected:
+        assert part in lines[0]
+
+
+def cut_in_half(folder: Path, pattern: str) -> None:
+    for path in folder.rglob(pattern):
+        if path.is_file() and path.stat().st_size > 64:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_truncated_checkpoint_is_named_with_the_mend(whole, corpus, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    cut_in_half(run / "sft" / "checkpoints", "d/*")
+    refused(start(run, corpus, "--from", "reward_model", "--redo"), "sft", "--only sft --redo")
+
+
+def test_a_damaged_corpus_shard_is_named_with_the_mend(whole, corpus, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    cut_in_half(run / "corpus" / "documents", "train-*.arrayrecord")
+    refused(start(run, corpus, "--from", "instructions", "--redo"), "arrayrecord", "again")
+
+
+def test_a_damaged_preference_line_is_named_by_number(whole, corpus, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    path = run / "instructions" / "preferences.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], lines[4][:20], *lines[5:]]))
+    refused(start(run, corpus, "--from", "reward_model", "--redo"), "preferences.jsonl:5")
