@@ -17,7 +17,7 @@ from internlm2_jax import stages
 from internlm2_jax.config import Config, Partial
 from internlm2_jax.models.config import preset
 from internlm2_jax.rlhf.ppo import PPOConfig
-from internlm2_jax.stages import Output, Phase, Pipeline
+from internlm2_jax.stages import Output, Phase, Pipeline, RewardTraining
 
 output = functools.partial(Config, Output)
 
@@ -29,7 +29,9 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
         "instructions": output("instructions"),
         "seed": seed,
     }
-    reward = {"row_length": 128, "tokens_per_batch": 24 * 2 * 128}
+    reward = functools.partial(
+        Config, RewardTraining, row_length=128, tokens_per_batch=24 * 2 * 128
+    )
     online = {
         **common,
         "reference": output("sft"),
@@ -106,10 +108,8 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
         reward_model=Partial(
             stages.reward_model,
             **common,
-            **reward,
             base=output("sft"),
-            steps=150,
-            learning_rate=5e-4,
+            training=reward(steps=150, learning_rate=5e-4, warmup=10),
         ),
         ppo_round1=Partial(
             stages.ppo,
@@ -124,12 +124,12 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
         reward_patch=Partial(
             stages.reward_patch,
             **common,
-            **reward,
             reward=output("reward_model"),
             early=output("sft"),
             late=output("ppo_round1"),
-            steps=30,
-            learning_rate=2e-4,
+            training=reward(
+                steps=30, learning_rate=2e-4, validate_every=0, checkpoint_every=15, log_every=5
+            ),
             max_new_tokens=32,
         ),
         ppo_round2=Partial(
@@ -173,8 +173,8 @@ def tiny(seed: int = 0, corpus: str | None = None) -> Config:
     for phase, length in zip(config.pretrain.phases, (64, 512, 512), strict=True):
         phase.steps, phase.sequence_length, phase.short_length = 4, length, 64
     config.pretrain.phases[0].warmup = 2
-    for stage in (config.sft, config.reward_model, config.reward_patch):
-        stage.steps = 4
+    for training in (config.sft, config.reward_model.training, config.reward_patch.training):
+        training.steps = 4
     for stage in (config.ppo_round1, config.ppo_round2):
         stage.iterations, stage.warmup_iterations = 4, 1
         stage.batch_size, stage.checkpoint_every = 8, 2

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from internlm2_jax.data.packing import PackedSource
 from internlm2_jax.errors import UserError
 
 # grain turns weights into integers, the smallest into this many parts, cutting the rest off;
@@ -106,3 +107,20 @@ def _shares(
     if not total:
         raise UserError("no source has a weight above 0; give at least one")
     return {name: weights[name] / total for name in sorted(weights) if weights[name]}
+
+
+def first_batches(
+    source: PackedSource, tokens: int, batch_size: int = 8
+) -> list[dict[str, np.ndarray]]:
+    """The first rows of `source`, about `tokens` tokens, as batches [B, T] for validation.
+
+    All have one shape: the last is filled up with empty rows, whose loss mask is 0.
+    """
+    wanted = max(1, min(len(source), tokens // source.row_length))
+    rows = [source[i] for i in range(wanted)]
+    empty = {name: np.zeros_like(array) for name, array in rows[0].items()}
+    rows += [empty] * (-len(rows) % batch_size)
+    return [
+        {name: np.stack([row[name] for row in rows[i : i + batch_size]]) for name in empty}
+        for i in range(0, len(rows), batch_size)
+    ]

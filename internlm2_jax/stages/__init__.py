@@ -7,7 +7,7 @@ from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.ppo import ppo
 from internlm2_jax.stages.pretrain import Phase, pretrain
 from internlm2_jax.stages.report import report
-from internlm2_jax.stages.reward_model import reward_model
+from internlm2_jax.stages.reward_model import RewardTraining, reward_model
 from internlm2_jax.stages.reward_patch import reward_patch
 from internlm2_jax.stages.sft import sft
 from internlm2_jax.stages.tokenizer import tokenizer
@@ -16,6 +16,7 @@ __all__ = [
     "Output",
     "Phase",
     "Pipeline",
+    "RewardTraining",
     "corpus",
     "evaluate",
     "instructions",

@@ -15,14 +15,14 @@ from internlm2_jax import files
 from internlm2_jax.data import documents
 from internlm2_jax.data.manifest import load_split
 from internlm2_jax.data.packing import PackedSource
+from internlm2_jax.data.pipeline import first_batches
 from internlm2_jax.data.tasks import Task
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.evals.needle import needle_grid
 from internlm2_jax.evals.verifiable import task_accuracy
 from internlm2_jax.infer.chat import respond
 from internlm2_jax.losses.language_model import token_logprobs
-from internlm2_jax.stages.pretrain import validation_rows
-from internlm2_jax.stages.reward_model import Scorer
+from internlm2_jax.rlhf.scoring import Scorer
 from internlm2_jax.train.checkpoint import load_model
 from internlm2_jax.train.objectives import evaluate_loss
 
@@ -113,7 +113,7 @@ def evaluate(
         losses = {
             source: measure(
                 params,
-                validation_rows(
+                first_batches(
                     PackedSource(tokens, model.cfg.max_position_embeddings), validation_tokens
                 ),
             )

@@ -18,7 +18,7 @@ import numpy as np
 
 from internlm2_jax import files
 from internlm2_jax.data import chat
-from internlm2_jax.data.manifest import TokenSource
+from internlm2_jax.data.manifest import load_split
 from internlm2_jax.data.packing import PackedSource
 from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tasks import Task, check
@@ -28,7 +28,7 @@ from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import swap_head
 from internlm2_jax.rlhf import kl, rollout
 from internlm2_jax.rlhf.ppo import PPOConfig, State, Updates
-from internlm2_jax.stages.reward_model import Scorer
+from internlm2_jax.rlhf.scoring import Scorer
 from internlm2_jax.train.checkpoint import load_model, save_model_json
 from internlm2_jax.train.loop import fit
 
@@ -113,12 +113,10 @@ def ppo(
         batch_size=batch_size,
         seed=seed,
     )
-    pretrain_rows = {
-        name: PackedSource(TokenSource(tokenizer / "tokens", "train", name), pretrain_row_length)
-        for name in pretrain_mixture
-    }
     half = batch_size * (prompt_length + max_new_tokens) // (2 * pretrain_row_length)
-    pretrain_batches = Batches(pretrain_rows, pretrain_mixture, batch_size=max(1, half), seed=seed)
+    pretrain_batches = _pretrain_batches(
+        tokenizer / "tokens", pretrain_mixture, pretrain_row_length, max(1, half), seed
+    )
     updates = Updates(model, reward_model, config)
     fresh_head = reward_model.init(jax.random.key(seed))["head"]
 
@@ -215,6 +213,21 @@ def ppo(
             "kl_last": _mean(rows[-3:], "kl"),
         },
     )
+
+
+def _pretrain_batches(
+    tokens: Path, mixture: Mapping[str, float], row_length: int, batch_size: int, seed: int
+) -> Batches:
+    """Pre-training rows of the sources that the corpus has."""
+    found = load_split(tokens, "train")
+    weights = {name: weight for name, weight in mixture.items() if name in found}
+    if not weights:
+        raise UserError(
+            f"pretrain_mixture names {', '.join(mixture)} but the corpus has "
+            f"{', '.join(found)}; change the mixture"
+        )
+    rows = {name: PackedSource(found[name], row_length) for name in weights}
+    return Batches(rows, weights, batch_size=batch_size, seed=seed)
 
 
 def _task_accuracy(rows: Sequence[Mapping], texts: Sequence[str]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from internlm2_jax import files
 from internlm2_jax.data import documents, mixture
 from internlm2_jax.data.manifest import load_split
 from internlm2_jax.data.packing import PackedSource
-from internlm2_jax.data.pipeline import Batches
+from internlm2_jax.data.pipeline import Batches, first_batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
@@ -115,7 +115,7 @@ def pretrain(
     ]
     held_out = {
         length: {
-            name: validation_rows(PackedSource(source, length), validation_tokens)
+            name: first_batches(PackedSource(source, length), validation_tokens)
             for name, source in validation.items()
             if len(source)
         }
@@ -231,17 +231,3 @@ def _last_validation(rows: list[dict[str, Any]], step: int) -> float | None:
     """The newest validation loss up to and including `step`."""
     losses = [r["loss"] for r in rows if r["split"] == "validation" and r["step"] <= step]
     return losses[-1] if losses else None
-
-
-def validation_rows(
-    source: PackedSource, tokens: int, batch_size: int = 8
-) -> list[dict[str, np.ndarray]]:
-    """Batches of fixed shape from the front of `source`, of about `tokens` tokens in all."""
-    wanted = max(1, min(len(source), tokens // source.row_length))
-    rows = [source[i] for i in range(wanted)]
-    empty = {k: np.zeros_like(v) for k, v in rows[0].items()}
-    rows += [empty] * (-len(rows) % batch_size)
-    return [
-        {k: np.stack([row[k] for row in rows[i : i + batch_size]]) for k in empty}
-        for i in range(0, len(rows), batch_size)
-    ]

@@ -7,156 +7,50 @@ and a log-barrier; batches of a fixed number of tokens, cosine 1e-5 to 5e-6, wei
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from internlm2_jax import files
-from internlm2_jax.data import chat
 from internlm2_jax.data.pipeline import Batches
-from internlm2_jax.data.preferences import DOMAINS
 from internlm2_jax.data.tokenizer import Tokenizer
-from internlm2_jax.errors import UserError
 from internlm2_jax.losses.preference import FocalGradient, Outside
 from internlm2_jax.models.build import build, swap_head
+from internlm2_jax.rlhf.scoring import Pair, PairSource, Scorer, accuracy, measure_domains
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import load_model, save_model_json
 from internlm2_jax.train.loop import fit
-from internlm2_jax.train.objectives import reward_model_loss, scores_at
+from internlm2_jax.train.objectives import reward_model_loss
 from internlm2_jax.train.step import init_state, make_train_step
 
-Pair = Mapping[str, Any]
 
+@dataclasses.dataclass(frozen=True)
+class RewardTraining:
+    """How a reward model is trained, at first and when it is patched.
 
-def reward_ids(
-    vocabulary: Tokenizer, domain: str, messages: Sequence[dict], response: str
-) -> list[int]:
-    """Ids that end in the reward token: the domain's system prompt, the turns, the response."""
-    turns = [*messages, {"role": "assistant", "content": response}]
-    return chat.reward_input(DOMAINS[domain], turns, vocabulary)
-
-
-class PairSource:
-    """Preference pairs as padded rows of `row_length` tokens; too long ones are counted, dropped.
-
-    `source[i]` -> chosen, rejected [T] int32 and chosen_length, rejected_length.
+    `tokens_per_batch` (16384 in the report) counts padding: pairs per batch are tokens_per_batch /
+    (2 row_length). The last five go to losses.preference.conditional_reward_loss.
     """
 
-    def __init__(self, pairs: Sequence[Pair], vocabulary: Tokenizer, row_length: int):
-        self._rows: list[tuple[list[int], list[int]]] = []
-        self.pairs: list[Pair] = []
-        self._length, self._pad = row_length, vocabulary.pad_id
-        for pair in pairs:
-            both = [
-                reward_ids(vocabulary, pair["domain"], pair["messages"], pair[side])
-                for side in ("chosen", "rejected")
-            ]
-            if max(map(len, both)) <= row_length:
-                self._rows.append((both[0], both[1]))
-                self.pairs.append(pair)
-        self.too_long = len(pairs) - len(self._rows)
-        if not self._rows:
-            raise UserError(
-                f"no preference pair of {len(pairs)} fits {row_length} tokens; raise row_length"
-            )
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        chosen, rejected = self._rows[index]
-        return {
-            "chosen": self._padded(chosen),
-            "rejected": self._padded(rejected),
-            "chosen_length": np.asarray(len(chosen), np.int32),
-            "rejected_length": np.asarray(len(rejected), np.int32),
-        }
-
-    def _padded(self, ids: list[int]) -> np.ndarray:
-        row = np.full(self._length, self._pad, np.int32)
-        row[: len(ids)] = ids
-        return row
-
-
-class Scorer:
-    """Scores conversations with a reward model, in compiled batches of one shape."""
-
-    def __init__(self, model: Any, vocabulary: Tokenizer, row_length: int, batch_size: int = 64):
-        self._vocabulary, self._length, self._batch = vocabulary, row_length, batch_size
-        self._scores = jax.jit(lambda p, tokens, lengths: scores_at(model, p, tokens, lengths))
-
-    def __call__(
-        self, params: Any, conversations: Sequence[tuple[str, Sequence[dict], str]]
-    ) -> np.ndarray:
-        """Scores [n] of (domain, messages, response) triples; cut at the end before the token."""
-        tail = self._vocabulary.reward_id
-        rows = np.full((len(conversations), self._length), self._vocabulary.pad_id, np.int32)
-        lengths = np.ones(len(conversations), np.int32)
-        for i, (domain, messages, response) in enumerate(conversations):
-            ids = reward_ids(self._vocabulary, domain, messages, response)
-            ids = ids if len(ids) <= self._length else [*ids[: self._length - 1], tail]
-            rows[i, : len(ids)], lengths[i] = ids, len(ids)
-        out = []
-        for i in range(0, len(rows), self._batch):
-            short = self._batch - len(rows[i : i + self._batch])
-            tokens = np.pad(rows[i : i + self._batch], ((0, short), (0, 0)))
-            ends = np.pad(lengths[i : i + self._batch], (0, short), constant_values=1)
-            out.append(np.asarray(self._scores(params, tokens, ends))[: self._batch - short])
-        return np.concatenate(out) if out else np.zeros(0, np.float32)
-
-    def pairs(self, params: Any, pairs: Sequence[Pair], domain: str | None = None) -> np.ndarray:
-        """Scores [n, 2] of chosen and rejected, under `domain` or each pair's own."""
-        both = [
-            (domain or pair["domain"], pair["messages"], pair[side])
-            for pair in pairs
-            for side in ("chosen", "rejected")
-        ]
-        return self(params, both).reshape(-1, 2)
-
-
-def accuracy(scores: np.ndarray) -> float:
-    """Share of pairs [n, 2] whose chosen side scores higher; ties count half."""
-    return float(np.mean((np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2))
-
-
-def measure_domains(scorer: Scorer, params: Any, pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Accuracy and scores per domain, and what flipping the system prompt does to conflicts.
-
-    A conflict is a pair of responses that two domains order in opposite ways; it is "flipped" when
-    the model, too, prefers one under the first prompt and the other under the second.
-    """
-    by_domain = {d: [p for p in pairs if p["domain"] == d] for d in DOMAINS}
-    scores = {d: scorer.pairs(params, rows) for d, rows in by_domain.items() if rows}
-    sides = {d: {(p["pair_id"]): i for i, p in enumerate(rows)} for d, rows in by_domain.items()}
-    shared = sorted(sides["helpful"].keys() & sides["harmless"].keys())
-    conflicts = [
-        (sides["helpful"][i], sides["harmless"][i])
-        for i in shared
-        if by_domain["helpful"][sides["helpful"][i]]["chosen"]
-        == by_domain["harmless"][sides["harmless"][i]]["rejected"]
-    ]
-    right = {
-        d: np.array([scores[d][pair[k], 0] > scores[d][pair[k], 1] for pair in conflicts])
-        for k, d in enumerate(("helpful", "harmless"))
-        if conflicts
-    }
-    flip: dict[str, float] = {"pairs": len(conflicts)}
-    if conflicts:
-        flip |= {
-            "flipped_share": float(np.mean(right["helpful"] & right["harmless"])),
-            "accuracy_helpful": float(np.mean(right["helpful"])),
-            "accuracy_harmless": float(np.mean(right["harmless"])),
-        }
-    return {
-        "accuracy": {d: accuracy(s) for d, s in scores.items()},
-        "flip": flip,
-        "scores": {
-            d: {"chosen": s[:, 0].tolist(), "rejected": s[:, 1].tolist()} for d, s in scores.items()
-        },
-    }
+    steps: int
+    row_length: int
+    tokens_per_batch: int
+    learning_rate: float
+    final_ratio: float = 0.5
+    warmup: int = 0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    validate_every: int = 100
+    checkpoint_every: int = 100
+    log_every: int = 10
+    gamma: float = 2.0
+    barrier_weight: float = 0.02
+    bound: float = 5.0
+    focal_gradient: FocalGradient = "through"
+    outside: Outside = "linear"
 
 
 def reward_model(
@@ -165,64 +59,24 @@ def reward_model(
     tokenizer: Path,
     instructions: Path,
     base: Path,
-    steps: int,
-    row_length: int,
-    tokens_per_batch: int,
-    learning_rate: float,
-    final_ratio: float = 0.5,
-    warmup: int = 10,
-    weight_decay: float = 0.01,
-    clip_norm: float = 1.0,
+    training: RewardTraining,
     seed: int = 0,
-    validate_every: int = 100,
-    checkpoint_every: int = 100,
-    log_every: int = 10,
-    gamma: float = 2.0,
-    barrier_weight: float = 0.02,
-    bound: float = 5.0,
-    focal_gradient: FocalGradient = "through",
-    outside: Outside = "linear",
 ) -> None:
-    """Trains the reward model from the SFT stage `base` on `instructions`/preferences.jsonl.
-
-    `tokens_per_batch` (16384 in the report) counts padding: pairs per batch are tokens_per_batch /
-    (2 row_length). The last five go to losses.preference.conditional_reward_loss.
-    """
+    """Trains the reward model from the SFT stage `base` on `instructions`/preferences.jsonl."""
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     pairs = files.read_jsonl(instructions / "preferences.jsonl")
-    source = PairSource(pairs, vocabulary, row_length)
     base_model, base_params = load_model(base)
     model = build(base_model.cfg, head="scalar")
-    fresh = model.init(jax.random.key(seed))
-    params = swap_head(base_params, fresh["head"])
     train_pairs(
         folder,
         model,
-        params,
+        swap_head(base_params, model.init(jax.random.key(seed))["head"]),
         vocabulary,
-        {"pairs": source},
-        {"pairs": 1.0},
+        {"pairs": (PairSource(pairs, vocabulary, training.row_length), 1.0)},
         held_out=files.read_jsonl(instructions / "preferences_validation.jsonl"),
-        steps=steps,
-        row_length=row_length,
-        batch_size=max(1, tokens_per_batch // (2 * row_length)),
-        schedule=optimizers.warmup_cosine(
-            learning_rate, steps, warmup=warmup, final_ratio=final_ratio
-        ),
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
+        training=training,
         seed=seed,
-        validate_every=validate_every,
-        checkpoint_every=checkpoint_every,
-        log_every=log_every,
         label="reward model",
-        loss_options={
-            "gamma": gamma,
-            "barrier_weight": barrier_weight,
-            "bound": bound,
-            "focal_gradient": focal_gradient,
-            "outside": outside,
-        },
     )
 
 
@@ -231,29 +85,42 @@ def train_pairs(
     model: Any,
     params: Any,
     vocabulary: Tokenizer,
-    sources: Mapping[str, PairSource],
-    weights: Mapping[str, float],
+    sources: Mapping[str, tuple[PairSource, float]],
     *,
     held_out: Sequence[Pair],
-    steps: int,
-    row_length: int,
-    batch_size: int,
-    schedule: Any,
-    weight_decay: float,
-    clip_norm: float,
+    training: RewardTraining,
     seed: int,
-    validate_every: int,
-    checkpoint_every: int,
-    log_every: int,
     label: str,
-    loss_options: Mapping[str, Any],
-    result: Mapping[str, Any] | None = None,
 ) -> None:
-    """Trains a scalar-head model on a mixture of pair sources, and measures it per domain."""
-    batches = Batches(dict(sources), dict(weights), batch_size=batch_size, seed=seed)
-    optimizer = optimizers.adamw(schedule, b2=0.999, weight_decay=weight_decay, clip_norm=clip_norm)
-    step_fn = make_train_step(reward_model_loss(model, **loss_options), optimizer)
-    scorer = Scorer(model, vocabulary, row_length)
+    """Trains a scalar-head model on {name: (pairs, weight)} and measures it per domain.
+
+    `params` are donated to the training state: do not use them afterwards.
+    """
+    batches = Batches(
+        {name: source for name, (source, _) in sources.items()},
+        {name: weight for name, (_, weight) in sources.items()},
+        batch_size=max(1, training.tokens_per_batch // (2 * training.row_length)),
+        seed=seed,
+    )
+    schedule = optimizers.warmup_cosine(
+        training.learning_rate,
+        training.steps,
+        warmup=training.warmup,
+        final_ratio=training.final_ratio,
+    )
+    optimizer = optimizers.adamw(
+        schedule, b2=0.999, weight_decay=training.weight_decay, clip_norm=training.clip_norm
+    )
+    loss = reward_model_loss(
+        model,
+        gamma=training.gamma,
+        barrier_weight=training.barrier_weight,
+        bound=training.bound,
+        focal_gradient=training.focal_gradient,
+        outside=training.outside,
+    )
+    step_fn = make_train_step(loss, optimizer)
+    scorer = Scorer(model, vocabulary, training.row_length)
     watched = held_out[:: max(1, len(held_out) // 128)]
 
     def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -267,15 +134,15 @@ def train_pairs(
         folder,
         init_state(params, optimizer),
         train,
-        steps=steps,
+        steps=training.steps,
         label=label,
         shown=("loss", "accuracy"),
-        log_every=log_every,
+        log_every=training.log_every,
         validate=validate,
-        validate_every=validate_every,
-        checkpoint_every=checkpoint_every,
+        validate_every=training.validate_every,
+        checkpoint_every=training.checkpoint_every,
     )
     save_model_json(folder, model.cfg, "scalar")
     measured = measure_domains(scorer, state["params"], held_out)
-    sizes = {name: len(source) for name, source in sources.items()}
-    files.write_json(folder / "result.json", {**measured, "pairs": sizes, **(result or {})})
+    sizes = {name: len(source) for name, (source, _) in sources.items()}
+    files.write_json(folder / "result.json", {**measured, "pairs": sizes})

@@ -21,10 +21,9 @@ from internlm2_jax.data.preferences import DOMAINS
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
-from internlm2_jax.losses.preference import FocalGradient, Outside
 from internlm2_jax.rlhf import hacking
-from internlm2_jax.stages.reward_model import PairSource, Scorer, accuracy, train_pairs
-from internlm2_jax.train import optimizer as optimizers
+from internlm2_jax.rlhf.scoring import PairSource, Scorer, accuracy
+from internlm2_jax.stages.reward_model import RewardTraining, train_pairs
 from internlm2_jax.train.checkpoint import load_model
 
 
@@ -64,25 +63,13 @@ def reward_patch(
     reward: Path,
     early: Path,
     late: Path,
-    steps: int,
-    row_length: int,
-    tokens_per_batch: int,
-    learning_rate: float,
+    training: RewardTraining,
     num_prompts: int = 256,
     max_pairs: int = 100,
     patch_share: float = 0.5,
     max_new_tokens: int = 48,
     temperature: float = 1.0,
-    weight_decay: float = 0.01,
-    clip_norm: float = 1.0,
-    gamma: float = 2.0,
-    barrier_weight: float = 0.02,
-    bound: float = 5.0,
-    focal_gradient: FocalGradient = "through",
-    outside: Outside = "linear",
     seed: int = 0,
-    checkpoint_every: int = 50,
-    log_every: int = 5,
 ) -> None:
     """Patches the reward model of stage `reward` with pairs of `early` over `late` responses.
 
@@ -110,9 +97,10 @@ def reward_patch(
     files.write_jsonl(folder / "patch.jsonl", patch)
 
     replay = files.read_jsonl(instructions / "preferences.jsonl")
-    sources = {"replay": PairSource(replay, vocabulary, row_length)}
+    row_length = training.row_length
+    sources = {"replay": (PairSource(replay, vocabulary, row_length), 1 - patch_share)}
     if patch:
-        sources["patch"] = PairSource(patch, vocabulary, row_length)
+        sources["patch"] = (PairSource(patch, vocabulary, row_length), patch_share)
     model, params = load_model(reward)
     scorer = Scorer(model, vocabulary, row_length)
     measured = {
@@ -126,26 +114,10 @@ def reward_patch(
         params,
         vocabulary,
         sources,
-        {"replay": 1 - patch_share, "patch": patch_share} if patch else {"replay": 1.0},
         held_out=files.read_jsonl(instructions / "preferences_validation.jsonl"),
-        steps=steps,
-        row_length=row_length,
-        batch_size=max(1, tokens_per_batch // (2 * row_length)),
-        schedule=optimizers.warmup_cosine(learning_rate, steps),
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
+        training=training,
         seed=seed,
-        validate_every=0,
-        checkpoint_every=checkpoint_every,
-        log_every=log_every,
         label="reward patch",
-        loss_options={
-            "gamma": gamma,
-            "barrier_weight": barrier_weight,
-            "bound": bound,
-            "focal_gradient": focal_gradient,
-            "outside": outside,
-        },
     )
     _, patched = load_model(folder)
     accuracy_after = accuracy(scorer.pairs(patched, patch)) if patch else None
