@@ -25,3 +25,13 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: it holds the founders' reference data")
     return folder
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory):
+    """A tokenizer of 512 pieces, trained on this project's own sources."""
+    from internlm2_jax.data.tokenizer import train_tokenizer
+
+    texts = [path.read_text() for path in sorted((ROOT / "internlm2_jax" / "data").glob("*.py"))]
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return train_tokenizer(texts, path, vocab_size=512)
