@@ -41,7 +41,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
         "reward_row_length": 128,
         "pretrain_mixture": {"code": 0.5, "text": 0.5},
     }
-    update = Config(PPOConfig, actor_learning_rate=1e-4, critic_learning_rate=5e-4, minibatches=2)
+    update = Config(PPOConfig, actor_learning_rate=2e-4, critic_learning_rate=5e-4, minibatches=2)
     return Config(
         Pipeline,
         corpus=Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed),
@@ -116,7 +116,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             **online,
             actor=output("sft"),
             reward=output("reward_model"),
-            iterations=40,
+            iterations=50,
             warmup_iterations=5,
             config=copy.copy(update),
             round_number=1,
@@ -127,6 +127,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             reward=output("reward_model"),
             early=output("sft"),
             late=output("ppo_round1"),
+            num_prompts=512,
             training=reward(
                 steps=30, learning_rate=2e-4, validate_every=0, checkpoint_every=15, log_every=5
             ),

@@ -171,6 +171,7 @@ def pretrain(
         validate=validate,
         validate_every=validate_every,
         checkpoint_every=checkpoint_every,
+        milestones=ends,
     )
 
     # --------------------------------------------------------------- results

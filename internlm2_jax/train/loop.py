@@ -6,7 +6,7 @@ continues from a checkpoint repeats the very numbers of an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def fit(
     validate: Callable[[int, State], dict[str, Any]] | None = None,
     validate_every: int = 0,
     checkpoint_every: int = 100,
+    milestones: Collection[int] = (),
     keep: int = 2,
 ) -> State:
     """Runs `train(step, state) -> (state, metrics)` for steps 0 .. `steps` - 1, and resumes.
@@ -47,6 +48,7 @@ def fit(
         validate: called as `validate(steps_done, state)`; its values are logged as a row with
             split "validation" every `validate_every` steps and after the last one (0: never).
         checkpoint_every: steps between checkpoints; one is always written after the last step.
+        milestones: numbers of steps done after which to validate and save as well.
 
     Returns the final state. Errors: UserError when the loss is not finite, or the disk is full.
     """
@@ -67,7 +69,7 @@ def fit(
             # -------------------------------------------------------- train
             state, values = train(step, state)
             done = step + 1
-            last = done == steps
+            mark = done == steps or done in milestones
             loss = values.get("loss")
             if loss is not None and not np.isfinite(loss):
                 raise UserError(
@@ -79,14 +81,14 @@ def fit(
             # ---------------------------------------------------------- log
             for row in values.pop("samples", ()):
                 samples.log(done, **row)
-            if last or done % log_every == 0:
+            if mark or done % log_every == 0:
                 metrics.log(done, split="train", **values)
-            if validate and validate_every and (last or done % validate_every == 0):
+            if validate and validate_every and (mark or done % validate_every == 0):
                 measured = validate(done, state)
                 metrics.log(done, split="validation", **measured)
 
             # --------------------------------------------------- checkpoint
-            if last or done % checkpoint_every == 0:
+            if mark or done % checkpoint_every == 0:
                 checkpoints.save(done, state)
     checkpoints.close()
     return state

@@ -92,6 +92,14 @@ def test_validation_rows_and_the_last_one(tmp_path):
     assert [r["step"] for r in rows if r["split"] == "validation"] == [3, 6, 9, 10]
 
 
+def test_milestones_are_validated_and_saved(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, killed_at=10, milestones=[4, 8])
+    rows = files.read_jsonl(tmp_path / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["split"] == "validation"] == [3, 4, 6, 8, 9]
+    assert (tmp_path / "checkpoints" / "8").is_dir()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     def broken(step, state):
         return state, {"loss": np.float32("nan")}
