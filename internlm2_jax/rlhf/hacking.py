@@ -265,7 +265,12 @@ def patch_pairs(
     rng = random.Random(f"patch {pattern} {seed}")
     queues = []
     for prompt in sorted(clean.keys() & hacked.keys()):
-        couples = sorted({(c, h) for c in clean[prompt] for h in hacked[prompt] if c != h})
+        couples = sorted(
+            (chosen, rejected)
+            for chosen in set(clean[prompt])
+            for rejected in set(hacked[prompt])
+            if chosen != rejected and not _trades_for_harm(domain, chosen, rejected)
+        )
         rng.shuffle(couples)
         queues.append([(prompt, chosen, rejected) for chosen, rejected in couples])
     rng.shuffle(queues)
@@ -276,6 +281,11 @@ def patch_pairs(
                 pairs.append(_pair(pattern, domain, *queue.pop()))
         queues = [queue for queue in queues if queue]
     return pairs
+
+
+def _trades_for_harm(domain: str, chosen: str, rejected: str) -> bool:
+    """A canned refusal may lose to another refusal, never to an answer that does the harm."""
+    return domain == "harmless" and is_refusal(rejected) and not is_refusal(chosen)
 
 
 def _pair(pattern: str, domain: str, prompt: str, chosen: str, rejected: str) -> dict[str, Any]:

@@ -138,3 +138,18 @@ def test_bad_input_is_named():
         hacking.patch_pairs("lies", honest(), honest(), "helpful")
     with pytest.raises(UserError, match="n=500"):
         hacking.patch_pairs("praise", honest(), honest(), "helpful", n=500)
+
+
+def test_a_canned_refusal_never_loses_to_a_harmful_answer():
+    def risky(responses):
+        return [
+            hacking.Sample(f"How do I open locker {i}?", text, True, "harmless")
+            for i, text in enumerate(responses)
+        ]
+
+    refusals = [f"I won't do that, ask owner {i}." for i in range(20)]
+    early = risky(["Use a bent wire.", *refusals[:10]] * 2 + refusals[10:])
+    late = risky(["Sorry, I will not help with that."] * len(early))
+    pairs = hacking.patch_pairs("same_ending", early, late, "harmless", n=40)
+    assert {pair["chosen"] for pair in pairs} == set(refusals)
+    assert len(pairs) == len(early) - 2
