@@ -52,13 +52,14 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             **common,
             corpus=output("corpus"),
             model=Config(preset, preset_name),
+            validation_tokens=16384,
             validate_every=300,
             checkpoint_every=300,
             phases=[
                 Config(
                     Phase,
                     name="short",
-                    steps=1500,
+                    steps=1200,
                     sequence_length=128,
                     batch_size=8,
                     rope_theta=10_000.0,
@@ -100,7 +101,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             stages.sft,
             **common,
             base=output("pretrain"),
-            steps=1000,
+            steps=900,
             batch_size=8,
             row_length=128,
             learning_rate=2e-3,
@@ -109,7 +110,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
             stages.reward_model,
             **common,
             base=output("sft"),
-            training=reward(steps=150, learning_rate=5e-4, warmup=10),
+            training=reward(steps=120, learning_rate=5e-4, warmup=10),
         ),
         ppo_round1=Partial(
             stages.ppo,
