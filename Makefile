@@ -22,7 +22,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 # The environment is whole or made again: the marker is written last.
-$(READY): requirements.txt setup.cfg pyproject.toml
+$(READY): requirements.txt setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: Python 3.11 or newer is needed, $(PYTHON) is older; use make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
