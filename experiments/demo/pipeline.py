@@ -2,7 +2,13 @@
 
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
-Expect  : see README
+Expect  : on two CPU cores 12.6 minutes (seed 0): validation loss 4.58 nats per token, against 6.51
+          for a model that knows only how frequent each token is; reward model right on 100% / 93% /
+          65% of held-out harmless / helpful / maths pairs, and the system prompt flips 80 of 80
+          conflicting pairs; round 1 of PPO ends 37% of its answers with one phrase (SFT: none),
+          95 patch pairs bring the reward model from 4% to 99% right on them; verifiable tasks
+          32% after SFT, 24% after PPO; the needle is not found yet (chance level).
+          The corpus is the machine's own, so numbers differ a little from machine to machine.
 Run     : internlm2 run experiments/demo/pipeline.py          (the same again resumes or skips)
           internlm2 run experiments/demo/pipeline.py --seed 1 (another seed, another folder)
           internlm2 run experiments/demo/pipeline.py --corpus ~/notes --tiny
