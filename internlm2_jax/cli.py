@@ -157,6 +157,13 @@ def _quiet_libraries() -> None:
     for name in ("absl", "apache_beam", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """As Python's own, but silent about readers of a damaged checkpoint that end too late."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _compilation_cache(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,4 +51,5 @@ def _shard(path: Path, expected: int) -> Iterator[TextDocument]:
     except (RuntimeError, KeyError) as error:
         raise damaged from error
     finally:
-        reader.close()
+        with contextlib.suppress(RuntimeError):  # a damaged file reports itself again
+            reader.close()
