@@ -5,10 +5,9 @@
 
 `blockwise` computes the same in blocks of queries, each against the keys up to its own end: half
 the work of the full square, memory linear in the length (every block is recomputed in the backward
-pass), and blocks that stay in a CPU's cache. Measured on two CPU cores that other work shared,
-forward and backward of 8192 tokens, 6 heads of 32 in 2 groups, float32: 0.14 s against 0.12 s of
-`reference` in rows of 128, 0.35 s against 0.53 s in rows of 512, 0.62 s against 1.20 s in rows of
-1024.
+pass), and blocks that stay in a CPU's cache. On two CPU cores, forward and backward, it takes 1.16
+times the reference's time in rows of 128, 0.66 in rows of 512, 0.52 in rows of 1024
+(benchmarks/attention.py), so `auto` takes it above 128.
 
 `cached` is attention of new queries over a KV cache, for the engine.
 """
