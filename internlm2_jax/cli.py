@@ -150,13 +150,15 @@ def default_run_name(name: str, assignments: list[str]) -> str:
 def _quiet_libraries() -> None:
     """Beam, orbax and absl log every step of theirs; a reader wants the progress lines.
 
-    asyncio reports every part of a damaged checkpoint that nobody waited for.
+    Orbax's threads (absl) and asyncio also print what the main thread raises and reports anyway:
+    every part of a checkpoint that is damaged or finds no space.
     """
     warnings.filterwarnings("ignore", module="apache_beam")
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    for name in ("absl", "apache_beam", "orbax"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    for name in ("absl", "orbax", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     sys.unraisablehook = _unraisable
 
 
