@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,20 @@ class Checkpoints:
             with files.explain_disk_errors(self.folder):
                 self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception:
-            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            self._discard_unfinished()
             raise
+
+    def _discard_unfinished(self) -> None:
+        """Removes what a failed save left; orbax's threads may still be writing, so look twice."""
+        clean = 0
+        for _ in range(50):
+            unfinished = list(self.folder.glob("*.orbax-checkpoint-tmp"))
+            for folder in unfinished:
+                shutil.rmtree(folder, ignore_errors=True)
+            clean = 0 if unfinished else clean + 1
+            if clean == 2:
+                return
+            time.sleep(0.2)
 
     def restore_latest(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """(step, state) of the newest whole checkpoint; (0, `state`) when there is none.
