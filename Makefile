@@ -4,17 +4,25 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 ARGS   ?=
+# Tests that run at a time.
+JOBS   ?= 2
 
-.PHONY: demo test test-slow check requirements clean
+.PHONY: demo test test-slow test-seqio check requirements clean
 
 demo: $(READY)
 	$(BIN)/internlm2 run experiments/demo/pipeline.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# seqio brings TensorFlow, so it has an environment of its own.
+test-seqio:
+	$(PYTHON) -m venv $(VENV)-seqio
+	$(VENV)-seqio/bin/python -m pip install --quiet -e ".[seqio]" pytest pytest-timeout hypothesis
+	$(VENV)-seqio/bin/python -m pytest -q tests/data_beam/test_tasks.py
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -33,7 +41,7 @@ $(READY): requirements.txt setup.cfg
 # Resolves the pins of requirements.txt again, for every supported Python.
 requirements: $(READY)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 setup.cfg --extra dev -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 setup.cfg --extra dev --extra data -o requirements.txt
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,88 +1,260 @@
-"""Command line: `python -m data_beam corpus|tokenize ... [any Beam option]`."""
+"""Command line: `python -m data_beam PIPELINE --input GLOB --output DIR [options, any Beam option]`."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from internlm2_jax.errors import UserError
 
+Result = TypeVar("Result")
 # What is not an option of ours goes to Beam: --runner, --direct_num_workers, --flink_master ...
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Beam jobs: raw files to a corpus, a corpus to tokens."""
+    """Beam jobs: raw files to a corpus, a corpus to tokens. Options that a command does not list go
+    to Beam. The same command again continues where it stopped."""
+
+
+def _options(*options: Callable) -> Callable:
+    def add(function: Callable) -> Callable:
+        return functools.reduce(lambda f, option: option(f), reversed(options), function)
+
+    return add
+
+
+_OUTPUT = click.option("--output", required=True, metavar="DIR", help="Folder to write to.")
+_SEED = click.option("--seed", default=0, show_default=True)
+_VALIDATION = click.option("--validation-fraction", default=0.02, show_default=True)
+_READING = _options(
+    click.option("--input", "inputs", required=True, multiple=True, metavar="GLOB",
+                 help="Files, folders or patterns (** crosses folders); may be repeated."),
+    _OUTPUT,
+    click.option("--source", metavar="NAME", help="What to call documents that do not say."),
+    click.option("--text-field", metavar="NAME", help="Field of JSON and Parquet records.  "
+                 "[default: text, else content]"),
+    click.option("--require-id", is_flag=True, help="Records without an id are dead letters."),
+    click.option("--shards", type=int, metavar="N",
+                 help="Shards of the documents.  [default: one per 128 MB]"),
+    click.option("--wave-bytes", type=int, metavar="N",
+                 help="Input read at a time by the local runner.  [default: 256 MB]"),
+    click.option("--max-dead-share", default=0.25, show_default=True,
+                 help="Fail when more of the records cannot be read."),
+    click.option("--max-removed-share", default=0.95, show_default=True,
+                 help="Fail when a source loses more of its documents."),
+    _SEED,
+    _VALIDATION,
+)  # fmt: skip
+_NEAR = _options(
+    click.option("--threshold", default=0.7, show_default=True,
+                 help="Jaccard similarity from which two documents count as copies."),
+    click.option("--ngram", default=5, show_default=True, help="Words per shingle."),
+    click.option("--num-perm", default=128, show_default=True, help="Hashes per signature."),
+    click.option("--bands", default=16, show_default=True),
+    click.option("--rows", default=8, show_default=True, help="Hashes per band."),
+)  # fmt: skip
+_NEAR_NAMES = ("threshold", "ngram", "num_perm", "bands", "rows")
 
 
 @main.command(context_settings=_PASS_ON)
-@click.option(
-    "--input",
-    "corpus",
-    metavar="DIR",
-    help="Folder with text and code files. Without it: what this machine holds.",
-)
-@click.option("--output", required=True, metavar="DIR", help="Folder to write the corpus to.")
-@click.option("--seed", default=0, show_default=True)
-@click.option(
-    "--max-bytes",
-    type=int,
-    metavar="N",
-    help="Read about N bytes at most. Default: all of --input, 28 MB of a machine.",
-)
-@click.option(
-    "--threshold",
-    default=0.7,
-    show_default=True,
-    help="Jaccard similarity from which two documents count as copies.",
-)
-@click.option("--ngram", default=5, show_default=True, help="Words per shingle.")
-@click.option("--num-perm", default=128, show_default=True, help="Hashes per signature.")
-@click.option("--bands", default=16, show_default=True)
-@click.option("--rows", default=8, show_default=True, help="Hashes per band.")
-@click.option("--validation-fraction", default=0.02, show_default=True)
-@click.option("--shards", default=2, show_default=True, help="Training shards per source.")
+@click.option("--input", "corpus", metavar="DIR",
+              help="Folder with text and code files. Without it: what this machine holds.")  # fmt: skip
+@_OUTPUT
+@_SEED
+@click.option("--max-bytes", type=int, metavar="N",
+              help="Read about N bytes at most. Default: all of --input, 28 MB of a machine.")  # fmt: skip
+@_NEAR
+@_VALIDATION
+@click.option("--shards", default=2, show_default=True, help="Shards of the documents.")
 @click.pass_context
-def corpus(context: click.Context, corpus: str | None, max_bytes: int | None, **options: Any):
-    """Build a corpus: read, normalise, filter, remove duplicates, split. Options that are not
-    listed go to Beam."""
+def corpus(
+    context: click.Context, corpus: str | None, output: str, max_bytes: int | None, **options: Any
+):
+    """Text and code of a folder, or of this machine: the demo's corpus."""
+    from data_beam.io import corpus_folder
     from data_beam.pipelines import corpus as job
 
-    if max_bytes is None and corpus is None:
-        max_bytes = job.MACHINE_BYTES
-    funnel = _run(
-        lambda: job.run(corpus=corpus, max_bytes=max_bytes, beam_options=context.args, **options)
-    )
-    for row in funnel["stages"]:
-        click.echo(_line(row))
+    def start() -> dict[str, Any]:
+        corpus_folder.check_work_folder(output, [corpus] if corpus else [])
+        limit = job.MACHINE_BYTES if max_bytes is None and corpus is None else max_bytes
+        return job.run(output, corpus=corpus, max_bytes=limit, beam_options=context.args, **options)
+
+    _report(_run(start))
+
+
+@main.command("web_text", context_settings=_PASS_ON)
+@_READING
+@click.option("--extractor", type=click.Choice(["trafilatura", "resiliparse"]),
+              default="trafilatura", show_default=True,
+              help="Text out of HTML: faithful, or 20 times as fast.")  # fmt: skip
+@click.option("--rules", default="internlm2_text", show_default=True, metavar="NAME|FILE",
+              help="A preset or a YAML file of rules.")  # fmt: skip
+@click.option("--language", "languages", multiple=True, metavar="TAG",
+              help="Keep only these languages (en, zh ...); may be repeated.")  # fmt: skip
+@click.option("--language-backend", type=click.Choice(["cld2", "fasttext"]), default="cld2",
+              show_default=True)  # fmt: skip
+@click.option("--language-model", default="", metavar="FILE", help="Of the fasttext backend.")
+@click.option("--domain-list", "domain_lists", multiple=True, metavar="FILE",
+              help="Domains to drop, one a line; may be repeated.")  # fmt: skip
+@click.option("--word-list", "word_lists", multiple=True, metavar="FILE",
+              help="Words and phrases to count, one a line; may be repeated.")  # fmt: skip
+@click.option("--max-blocked-words", default=3, show_default=True,
+              help="Listed words that a document may hold.")  # fmt: skip
+@click.option("--classifier", "classifiers", multiple=True, metavar="NAME=DIR",
+              help="toxicity, pornography, advertisement or fluency, trained; may be repeated.")  # fmt: skip
+@click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME=PATH",
+              help="Drop documents that hold questions of this evaluation set.")  # fmt: skip
+@click.option("--dedup-lines", is_flag=True, help="Cut lines that other documents have already.")
+@_NEAR
+@click.pass_context
+def web_text(context: click.Context, **options: Any):
+    """Web pages and other text: extract, clean, de-duplicate, make safe, select."""
+    from data_beam.dedup.lines import RepeatedLines
+    from data_beam.dedup.near import NearDuplicates
+    from data_beam.pipelines import web_text as job
+
+    def start() -> dict[str, Any]:
+        near = NearDuplicates(**{name: options.pop(name) for name in _NEAR_NAMES})
+        lines = RepeatedLines() if options.pop("dedup_lines") else None
+        reading = _reading(options, extractor=options.pop("extractor"))
+        classifiers = dict(_pair(text) for text in options.pop("classifiers"))
+        settings = job.WebText(
+            near=near, lines=lines, classifiers=classifiers,
+            **{name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in options.items()},
+        )  # fmt: skip
+        return job.run(settings=settings, beam_options=context.args, **reading)
+
+    _report(_run(start))
+
+
+@main.command("long_context", context_settings=_PASS_ON)
+@_READING
+@click.option("--model", metavar="DIR", help="Folder of a stage with a language model.")
+@click.option("--rules", default="internlm2_long", show_default=True, metavar="NAME|FILE")
+@click.option("--context", default=3072, show_default=True, help="Tokens before the scored span.")
+@click.option("--target", default=1024, show_default=True, help="Tokens of the scored span.")
+@click.option("--pairs", default=4, show_default=True, help="Spans scored per document.")
+@click.pass_context
+def long_context(
+    context_: click.Context, context: int, target: int, pairs: int, max_removed_share: float,
+    **options: Any,
+):  # fmt: skip
+    """Long, coherent documents: length, statistics, perplexity with and without context."""
+    from data_beam.pipelines import long_context as job
+    from data_beam.scoring.perplexity import Protocol
+
+    def start() -> dict[str, Any]:
+        reading = _reading(options)
+        protocol = Protocol(target=target, context=context, pairs=pairs, seed=options["seed"])
+        settings = job.LongContext(protocol=protocol, **options)
+        return job.run(settings=settings, beam_options=context_.args, **reading)
+
+    _report(_run(start))
+
+
+@main.command(context_settings=_PASS_ON)
+@_READING
+@click.option("--benchmark", "benchmarks", multiple=True, required=True,
+              metavar="NAME=PATH[:FIELD,...]", help="An evaluation set; may be repeated.")  # fmt: skip
+@click.option("--action", type=click.Choice(["drop", "cut"]), default="drop", show_default=True,
+              help="Drop the document, or cut what matches out of it.")  # fmt: skip
+@click.pass_context
+def decontaminate(context: click.Context, max_removed_share: float, **options: Any):
+    """Remove what evaluation sets ask."""
+    from data_beam.pipelines import decontaminate as job
+
+    def start() -> dict[str, Any]:
+        reading = _reading(options)
+        options["benchmarks"] = tuple(options["benchmarks"])
+        return job.run(settings=job.Decontaminate(**options), beam_options=context.args, **reading)
+
+    _report(_run(start))
 
 
 @main.command(context_settings=_PASS_ON)
 @click.option("--input", "corpus_path", required=True, metavar="DIR", help="Folder of a corpus.")
-@click.option(
-    "--tokenizer", "tokenizer_model", required=True, metavar="FILE", help="SentencePiece model."
-)
-@click.option("--output", required=True, metavar="DIR", help="Folder to write the tokens to.")
+@click.option("--tokenizer", "tokenizer_model", required=True, metavar="FILE",
+              help="SentencePiece model.")  # fmt: skip
+@_OUTPUT
+@click.option("--tokens-per-record", default=1 << 16, show_default=True)
+@click.option("--threads", type=int, metavar="N", help="Of a worker.  [default: its cores]")
+@click.option("--max-dead-share", default=0.01, show_default=True,
+              help="Fail when more of the documents cannot be tokenised.")  # fmt: skip
 @click.pass_context
 def tokenize(context: click.Context, **options: Any):
-    """Tokenise a corpus for training. Options that are not listed go to Beam."""
+    """Tokenise a corpus for training."""
     from data_beam import cache
 
     manifest = _run(lambda: cache.run(beam_options=context.args, **options))
     click.echo(json.dumps(manifest["splits"], indent=2))
 
 
-def _run(job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+@main.command()
+@click.argument("output", metavar="DIR")
+@click.option("--id", "identity", metavar="ID", help="Tell one document's history: an id, the "
+              "beginning of one, or a path.")  # fmt: skip
+@click.option("--output", "page", metavar="FILE", help="The page.  [default: DIR/inspect.html]")
+@click.option("--max-shards", type=int, metavar="N", help="Count over so many shards only.")
+@click.option("--classifier", "classifiers", multiple=True, metavar="DIR",
+              help="Show this classifier's curves; may be repeated.")  # fmt: skip
+def inspect(
+    output: str, identity: str | None, page: str | None, max_shards: int | None,
+    classifiers: tuple[str, ...],
+):  # fmt: skip
+    """Look at a corpus: one page, or the history of one document."""
+    from data_beam.inspect import history
+    from data_beam.inspect import page as pages
+
+    def start() -> list[str]:
+        if identity is not None:
+            return history.history(output, identity)
+        folders = list(classifiers) or None
+        path = pages.build(output, page, max_shards=max_shards, classifier_folders=folders)
+        return [f"wrote {path}"]
+
+    for line in _run(start):
+        click.echo(line)
+
+
+def _reading(options: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Takes the options of reading out of `options`: keywords of a pipeline's run."""
+    from data_beam.io import corpus_folder, readers
+
+    known = {"require_id": options.pop("require_id"), **more}
+    for name in ("source", "text_field"):
+        if (value := options.pop(name)) is not None:
+            known[name] = value
+    names = ("inputs", "output", "shards", "wave_bytes", "max_dead_share")
+    reading = {name: options.pop(name) for name in names}
+    corpus_folder.check_work_folder(reading["output"], reading["inputs"])
+    return {**reading, "read": readers.ReadOptions(**known)}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UserError(f"{text!r} is not of the form NAME=PATH")
+    return name, value
+
+
+def _run(job: Callable[[], Result]) -> Result:
     try:
         return job()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _report(funnel: dict[str, Any]) -> None:
+    for row in funnel["stages"]:
+        click.echo(_line(row))
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""The records that flow through the jobs: documents, and the reason why one was dropped."""
+"""The records that flow through the jobs: documents, the reason why one was dropped, and what could
+not be read at all."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ from internlm2_jax.errors import UserError
 class Document(NamedTuple):
     """One text with its origin.
 
-    `id` is 32 hexadecimal digits derived from where the document was found (`document_id`), so it
-    depends neither on the order of reading nor on where the input folder lies. `source` is the
-    part of the mixture ("code", "text"). `dump` and `timestamp` (seconds since 1970, 0 = unknown)
-    say how new it is: de-duplication keeps the newest copy. `lang` is a programming language for
+    `id` is 32 hexadecimal digits derived from the content and its origin (`document_id`), so it
+    depends neither on the order of reading nor on where the input lies or how it is divided into
+    files. `source` is the part of the mixture ("code", "text"). `dump` and `timestamp` (seconds
+    since 1970, 0 = unknown) say how new it is: de-duplication keeps the newest copy. `lang` is a programming language for
     code, a BCP 47 tag for text ("und" = not determined). `meta` holds strings, numbers, booleans.
     """
 
@@ -72,10 +73,45 @@ class Drop(NamedTuple):
         return cls(**orjson.loads(record))
 
 
-def document_id(root: str, path: str, record: int = 0) -> str:
-    """128-bit id of the `record`-th document of the file `path` below the named `root`."""
-    key = f"{root}\0{path}\0{record}".encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(key, digest_size=16).hexdigest()
+class DeadLetter(NamedTuple):
+    """Input that gave no document, and why.
+
+    `where` is the file, then "#record" or "!member" inside it; `detail` one line for people; `head`
+    the first characters of what was found there.
+    """
+
+    where: str
+    reason: str
+    source: str
+    detail: str = ""
+    num_bytes: int = 0
+    head: str = ""
+
+    def to_bytes(self) -> bytes:
+        return orjson.dumps(self._asdict())
+
+    @classmethod
+    def from_bytes(cls, record: bytes) -> DeadLetter:
+        return cls(**orjson.loads(record))
+
+
+def document_id(source: str, origin: str, text: str, repo: str = "", dump: str = "") -> str:
+    """128-bit id of a document.
+
+    `origin` is what the document calls itself: its own id, its URL, or its path inside the folder
+    or archive. The first half is a hash of `repo` where there is one, so that the files of one
+    repository share a shard and stand together in it; the second half is always of the content.
+    """
+    key = "\0".join((source, origin, dump, text)).encode("utf-8", "surrogatepass")
+    content = hashlib.blake2b(key, digest_size=16).hexdigest()
+    if not repo:
+        return content
+    return hashlib.blake2b(f"{source}\0{repo}".encode(), digest_size=8).hexdigest() + content[16:]
+
+
+def shard_of(id: str, shards: int) -> int:
+    """The shard of a document among `shards`."""
+    return int(id[:16], 16) % shards
 
 
 def hash63(text: str | bytes, seed: int = 0, purpose: str = "") -> int:

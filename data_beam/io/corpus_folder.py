@@ -1,13 +1,14 @@
-"""The folder a corpus job leaves behind: its manifest, documents and drops. Needs no Beam."""
+"""The folder a corpus job leaves behind: its manifest, and documents. Needs no Beam."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_beam.io.writers import read_array_record, read_lines_zst
-from data_beam.schema import Document, Drop
+from data_beam.io.storage import is_remote
+from data_beam.io.writers import read_array_record
+from data_beam.schema import Document
 from internlm2_jax.errors import UserError
 from internlm2_jax.files import read_json
 
@@ -34,12 +35,6 @@ def documents(
                 yield Document.from_bytes(record)
 
 
-def drops(folder: str | Path) -> Iterator[Drop]:
-    """Every removed document, in the order of the ids."""
-    for line in read_lines_zst(Path(folder, "drops.jsonl.zst")):
-        yield Drop.from_bytes(line)
-
-
 def check_output(output: Path, kind: str, inputs: str | Path | None) -> None:
     """Refuses an output folder whose replacement would lose anything but an earlier `kind`."""
     if inputs is not None and output.resolve() == Path(inputs).resolve():
@@ -53,3 +48,26 @@ def check_output(output: Path, kind: str, inputs: str | Path | None) -> None:
             raise UserError(
                 f"output {output} is not empty and holds no {kind}; choose another folder"
             ) from error
+
+
+_OURS = {"documents", "dead_letters", "attributes", "corpus", "waves", "benchmarks.index",
+         "inspect.html"}  # fmt: skip
+
+
+def check_work_folder(output: str | Path, inputs: Sequence[str]) -> None:
+    """Refuses an output folder of a corpus job that is its input, a file, or holds anything that
+    no such job wrote."""
+    if is_remote(output):
+        return
+    folder = Path(output)
+    if any(Path(name).resolve() == folder.resolve() for name in inputs):
+        raise UserError(f"output {output} is the input itself; choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output {output} is a file; choose a folder")
+    if folder.is_dir():
+        strange = sorted({entry.name for entry in folder.iterdir()} - _OURS)
+        if strange:
+            raise UserError(
+                f"output {output} is not empty and {strange[0]} is not of a corpus job; choose "
+                "another folder"
+            )

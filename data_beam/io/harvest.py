@@ -8,11 +8,13 @@ licences and change logs are left out: they are many, and alike.
 
 from __future__ import annotations
 
+import os
 import re
 import sysconfig
 from pathlib import Path
 
-from data_beam.io.listing import FileRef, code_language, fair_shares, take, text_size, walk
+from data_beam.io.file_ref import FileRef, code_language, text_size
+from data_beam.io.listing import fair_shares, take, walk
 
 MAN = Path("/usr/share/man")
 DOC = Path("/usr/share/doc")
@@ -65,28 +67,34 @@ def list_machine() -> list[FileRef]:
                 continue
             name = path.rsplit("/", 1)[-1]
             if name == "METADATA" and ".dist-info/" in path:
-                files.append(FileRef(root, str(base), path, stat.st_size, "metadata", "text", "en"))
+                files.append(_ref(root, base, path, stat, "metadata", lang="en"))
             elif language := code_language(path):
                 if language in _LANGUAGES:
-                    file = FileRef(root, str(base), path, stat.st_size, "plain", "code", language)
-                    files.append(file)
+                    # Imports name the package, so its folder stays in the path.
+                    repo = f"{root}/{path.partition('/')[0]}" if "/" in path else root
+                    file = _ref(root, base, path, stat, "plain", "code", language)
+                    files.append(file._replace(repo=repo))
             elif _PROSE.search(path) and not _NOT_PROSE.search(path):
-                files.append(FileRef(root, str(base), path, stat.st_size, "plain", "text"))
+                files.append(_ref(root, base, path, stat, "plain"))
     for path, stat in walk(DOC, _skip):
         if stat.st_size <= _MAX_FILE_BYTES and _PROSE.search(path) and not _NOT_PROSE.search(path):
-            size = text_size(path, stat.st_size)
-            files.append(FileRef("doc", str(DOC), path, size, "plain", "text"))
+            files.append(_ref("doc", DOC, path, stat, "plain"))
     for path, stat in walk(MAN, lambda relative, name: not re.fullmatch(r"man\d", name)):
         # Pages of a few bytes are references to another page.
         if stat.st_size >= 400 and _MAN_PAGE.match(path):
-            size = text_size(path, stat.st_size)
-            files.append(FileRef("man", str(MAN), path, size, "man", "text", "en"))
+            files.append(_ref("man", MAN, path, stat, "man", lang="en"))
     return files
+
+
+def _ref(root: str, base: Path, path: str, stat: os.stat_result, kind: str, source: str = "text",
+         lang: str = "und") -> FileRef:  # fmt: skip
+    size = text_size(path, stat.st_size)
+    return FileRef(root, str(base), path, size, kind, source, lang, str(stat.st_mtime_ns))
 
 
 def _docstring_chars(file: FileRef) -> int:
     try:
-        text = file.location.read_text("utf-8")
+        text = Path(file.location).read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         return 0
     return sum(len(match) for match in _TRIPLE.findall(text) if len(match) >= 60)
@@ -113,7 +121,7 @@ def select_machine(files: list[FileRef], max_bytes: int, seed: int) -> list[File
         if (chars := _docstring_chars(file)) >= _MIN_DOCSTRING_CHARS:
             total += chars
             docstrings.append(
-                file._replace(kind="docstrings", source="text", size=chars, lang="en")
+                file._replace(kind="docstrings", source="text", size=chars, lang="en", repo="")
             )
 
     kinds: dict[str, list[FileRef]] = {"docstrings": docstrings}

@@ -1,4 +1,5 @@
-"""Which files a job reads: listing a folder, and choosing up to a number of bytes.
+"""Which files a job reads: what patterns match or a folder holds, and choosing up to a number of
+bytes.
 
 The choice looks at a hash of each file's name, never at the order of listing, so it is the same on
 every file system.
@@ -6,65 +7,61 @@ every file system.
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from data_beam.schema import hash63
+from data_beam.io import storage
+from data_beam.io.file_ref import FileRef, file_ref, hidden, is_data, portable_name
+from data_beam.io.options import ReadOptions
 from internlm2_jax.errors import UserError
 
-# File names and extensions of code, with the language they stand for.
-CODE_LANGUAGES = {
-    ".asm": "assembly", ".awk": "awk", ".bash": "shell", ".c": "c", ".cc": "c++", ".cfg": "ini",
-    ".clj": "clojure", ".cmake": "cmake", ".cpp": "c++", ".cs": "c#", ".css": "css", ".cu": "cuda",
-    ".cuh": "cuda", ".cxx": "c++", ".dart": "dart", ".el": "lisp", ".ex": "elixir",
-    ".f90": "fortran", ".go": "go", ".h": "c", ".hh": "c++", ".hpp": "c++", ".hs": "haskell",
-    ".html": "html", ".htm": "html", ".ini": "ini", ".ipynb": "notebook", ".java": "java",
-    ".jl": "julia", ".js": "javascript", ".json": "json", ".jsx": "javascript", ".kt": "kotlin",
-    ".lisp": "lisp", ".lua": "lua", ".m": "matlab", ".ml": "ocaml", ".mjs": "javascript",
-    ".php": "php", ".pl": "perl", ".pm": "perl", ".proto": "protobuf", ".ps1": "powershell",
-    ".pxd": "cython", ".py": "python", ".pyi": "python", ".pyx": "cython", ".r": "r", ".rb": "ruby",
-    ".rs": "rust", ".s": "assembly", ".scala": "scala", ".sh": "shell", ".sql": "sql",
-    ".swift": "swift", ".tcl": "tcl", ".toml": "toml", ".ts": "typescript", ".tsx": "typescript",
-    ".v": "verilog", ".vim": "vim", ".xml": "xml", ".yaml": "yaml", ".yml": "yaml", ".zig": "zig",
-}  # fmt: skip
-_CODE_NAMES = {"makefile": "make", "dockerfile": "docker", "cmakelists.txt": "cmake"}
-_RECORD_FILES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".arrayrecord")
+
+def _with_repos(
+    files: Iterable[FileRef], git_folders: Iterable[str], depth: int
+) -> Iterator[FileRef]:
+    """Names the repository of each file of code: the nearest folder above it that holds .git, else
+    the folder `depth` levels below the root, else the root itself."""
+    known = set(git_folders)
+    for file in files:
+        if file.source != "code" or file.kind != "plain":
+            yield file
+            continue
+        folders = file.path.split("/")[:-1]
+        parts = min(depth, len(folders))
+        for length in range(len(folders), -1, -1):
+            if "/".join(folders[:length]) in known:
+                parts = length
+                break
+        repo = "/".join(folders[:parts]) or file.root
+        yield file._replace(repo=repo, repo_parts=parts)
 
 
-class FileRef(NamedTuple):
-    """One input file: `path` below the folder `base`, which goes by the name `root`.
+# --- folders ----------------------------------------------------------------------------------
 
-    `kind` says how to read it: "plain", "records", "man", "metadata" or "docstrings"; `size` is
-    the estimated number of bytes of text in it.
+
+def walk(
+    base: Path, skip: Callable[[str, str], bool], strict: bool = False
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Relative paths of the regular files below `base`; folders for which `skip(relative path,
+    name)` holds are not entered.
+
+    Links to folders are not followed, links to files only when the file holds records, pages or an
+    archive (download caches are made of such links; in a repository they are copies, or lead out of
+    it). A folder that cannot be listed is a UserError when `strict`, else left out.
     """
-
-    root: str
-    base: str
-    path: str
-    size: int
-    kind: str
-    source: str
-    lang: str = "und"
-
-    @property
-    def location(self) -> Path:
-        return Path(self.base, self.path)
-
-    def rank(self, seed: int) -> int:
-        return hash63(f"{self.root}/{self.path}", seed, "select")
-
-
-def walk(base: Path, skip: Callable[[str, str], bool]) -> Iterator[tuple[str, os.stat_result]]:
-    """Relative paths of the regular files below `base`; links are not followed, folders for which
-    `skip(relative path, name)` holds are not entered."""
     stack = [""]
     while stack:
         folder = stack.pop()
         try:
             entries = list(os.scandir(base / folder))
-        except OSError:
+        except OSError as error:
+            if strict:
+                raise UserError(f"cannot list {base / folder}: {error.strerror}; mend its access "
+                                "or exclude it") from error  # fmt: skip
             continue
         for entry in entries:
             relative = f"{folder}/{entry.name}" if folder else entry.name
@@ -74,18 +71,35 @@ def walk(base: Path, skip: Callable[[str, str], bool]) -> Iterator[tuple[str, os
                         stack.append(relative)
                 elif entry.is_file(follow_symlinks=False):
                     yield relative, entry.stat(follow_symlinks=False)
+                elif entry.is_symlink() and entry.is_file() and is_data(entry.name):
+                    yield relative, entry.stat()
             except OSError:
-                continue
+                continue  # gone since
 
 
-def code_language(path: str) -> str | None:
-    name = path.rsplit("/", 1)[-1].lower()
-    return _CODE_NAMES.get(name) or CODE_LANGUAGES.get(os.path.splitext(name)[1])
+def _list_below(
+    base: Path, root: str, exclude: Iterable[str | os.PathLike], options: ReadOptions | None,
+    strict: bool = False,
+) -> list[FileRef]:  # fmt: skip
+    """Every file below a local folder but hidden ones, byte code and what lies below `exclude`."""
+    excluded = {os.path.realpath(path) for path in exclude}
+    git_folders = []
 
+    def skip(relative: str, name: str) -> bool:
+        if name == ".git":
+            git_folders.append(relative.rpartition("/")[0])
+        return hidden(name) or os.path.realpath(os.path.join(base, relative)) in excluded
 
-def text_size(path: str, size: int) -> int:
-    """Estimated bytes of text in a file: English in gzip is about a third of its length."""
-    return size * 3 if path.endswith((".gz", ".zst")) else size
+    files = []
+    for path, stat in walk(base, skip, strict):
+        name = path.rsplit("/", 1)[-1]
+        if name == ".git":  # of a submodule
+            git_folders.append(path.rpartition("/")[0])
+        if not hidden(name) and os.path.join(base, path) not in excluded:
+            version = str(stat.st_mtime_ns)
+            files.append(file_ref(root, str(base), path, stat.st_size, version, options))
+    depth = 1 if options is None else options.repo_depth
+    return list(_with_repos(files, git_folders, depth))
 
 
 def list_folder(folder: Path, exclude: Iterable[Path] = ()) -> list[FileRef]:
@@ -96,28 +110,168 @@ def list_folder(folder: Path, exclude: Iterable[Path] = ()) -> list[FileRef]:
     if not folder.is_dir():
         state = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"corpus folder {folder} {state}; give a folder with text or code files")
-    base = folder.resolve()
-    excluded = {os.fspath(path.resolve()) for path in exclude}
-
-    def skip(relative: str, name: str) -> bool:
-        hidden = name.startswith(".") or name == "__pycache__"
-        return hidden or os.path.join(base, relative) in excluded
-
-    files = []
-    for path, stat in walk(base, skip):
-        if path.rsplit("/", 1)[-1].startswith("."):
-            continue
-        kind, source, lang = "plain", "text", "und"
-        if path.endswith(_RECORD_FILES):
-            kind = "records"
-        elif language := code_language(path):
-            source, lang = "code", language
-        files.append(
-            FileRef("corpus", str(base), path, text_size(path, stat.st_size), kind, source, lang)
-        )
+    files = _list_below(folder.resolve(), "corpus", exclude, None)
     if not files:
         raise UserError(f"corpus folder {folder} holds no files; give one with text or code files")
     return files
+
+
+# --- patterns ---------------------------------------------------------------------------------
+
+
+def list_inputs(patterns: str | Sequence[str], options: ReadOptions | None = None) -> list[FileRef]:
+    """The files that `--input` names, sorted, each once; large ones in pieces.
+
+    A pattern is a file, a folder (everything below it) or a glob (`**` crosses folders), local or
+    remote ("gs://bucket/crawl/*.warc.gz"); several may stand in one text, parted by commas. One
+    that matches nothing is a UserError.
+    """
+    options = options or ReadOptions()
+    found: dict[str, FileRef] = {}
+    for pattern in _split([patterns] if isinstance(patterns, str) else patterns):
+        matched = (_list_remote if storage.is_remote(pattern) else _list_local)(pattern, options)
+        if not matched:
+            raise UserError(f"input {pattern!r} matches no file; check the path or the pattern")
+        for file in matched:
+            found.setdefault(file.location, file)
+    pieces = [piece for file in found.values() for piece in split(file, options.piece_bytes)]
+    return sorted(pieces, key=lambda file: (file.root, file.location, file.start))
+
+
+def _split(patterns: Sequence[str]) -> list[str]:
+    """Commas part patterns, unless a file has that very name."""
+    parts: list[str] = []
+    for text in patterns:
+        whole = not storage.is_remote(text) and os.path.lexists(text)
+        parts += [text] if whole else [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UserError("no input is given; name a file, a folder or a pattern with --input")
+    return parts
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The folder above the first part of a glob that holds a magic character."""
+    parts = pattern.split("/")
+    first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[:first])
+
+
+def _list_local(pattern: str, options: ReadOptions) -> list[FileRef]:
+    path = os.path.abspath(os.path.expanduser(pattern))
+    if os.path.isdir(path):
+        name = os.path.basename(path) or "input"
+        return _list_below(Path(path), portable_name(name), options.exclude, options, strict=True)
+    if os.path.isfile(path):
+        base, name = os.path.split(path)
+        stat = os.stat(path)
+        root = portable_name(os.path.basename(base) or "input")
+        file = file_ref(root, base, name, stat.st_size, str(stat.st_mtime_ns), options)
+        return list(_with_repos([file], (), options.repo_depth))
+    if not glob.has_magic(path):
+        raise UserError(f"input {pattern!r} does not exist; check the path")
+    base = _fixed_folder(path) or "/"
+    if not os.path.isdir(base):
+        raise UserError(f"input {pattern!r}: there is no folder {base}; check the pattern")
+    matches = glob_regex(path[len(base.rstrip("/")) + 1 :])
+    root = portable_name(os.path.basename(base) or "input")
+    below = _list_below(Path(base), root, options.exclude, options, strict=True)
+    return [file for file in below if matches.fullmatch(os.fspath(file.path))]
+
+
+def _list_remote(pattern: str, options: ReadOptions) -> list[FileRef]:
+    try:
+        infos = storage.list_files(pattern)
+    except (OSError, ValueError, ImportError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"cannot list {pattern}: {line}; check the path and access") from error
+    names = [info.path for info in infos]
+    single = names == [pattern]
+    base = pattern.rpartition("/")[0] if single else pattern.rstrip("/")
+    base = _fixed_folder(base) if glob.has_magic(base) and not single else base
+    root = base.rpartition("/")[2]
+    git_folders, files = set(), []
+    for info in infos:
+        path = info.path[len(base) + 1 :]
+        above, git, _ = f"/{path}".partition("/.git/")
+        if git:
+            git_folders.add(above.strip("/"))
+        if path and not path.endswith("/") and not hidden(path):
+            files.append(file_ref(root, base, path, info.size, info.version, options))
+    return list(_with_repos(files, git_folders, options.repo_depth))
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """A relative glob as a regular expression: `*` and `?` stay inside a folder, `**` crosses."""
+    out, i = [], 0
+    while i < len(pattern):
+        if pattern.startswith("**/", i):
+            out.append("(?:.*/)?")
+            i += 3
+        elif pattern.startswith("**", i):
+            out.append(".*")
+            i += 2
+        elif pattern[i] == "*":
+            out.append("[^/]*")
+            i += 1
+        elif pattern[i] == "?":
+            out.append("[^/]")
+            i += 1
+        elif pattern[i] == "[" and (end := pattern.find("]", i + 2)) > 0:
+            inner = pattern[i + 1 : end].replace("\\", r"\\").replace("[", r"\[")
+            out.append(f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]")
+            i = end + 1
+        else:
+            out.append(re.escape(pattern[i]))
+            i += 1
+    return re.compile("".join(out), re.DOTALL)
+
+
+# --- pieces -----------------------------------------------------------------------------------
+
+
+def split(file: FileRef, piece_bytes: int) -> list[FileRef]:
+    """A large file as pieces of about `piece_bytes` that workers can read apart: ranges of bytes of
+    uncompressed JSON lines, row groups of Parquet. Every other file is one piece."""
+    if file.end:
+        return [file]
+    if file.kind == "records" and file.path.lower().endswith((".jsonl", ".ndjson")):
+        bounds = [*range(0, file.size, piece_bytes), file.size]
+        sizes = [end - start for start, end in itertools.pairwise(bounds)]
+    elif file.kind == "parquet" and file.size > piece_bytes:
+        bounds, sizes = _row_groups(file, piece_bytes)
+    else:
+        return [file]
+    if len(sizes) < 2:
+        return [file]
+    return [
+        file._replace(start=start, end=end, size=size)
+        for start, end, size in zip(bounds, bounds[1:], sizes, strict=False)
+    ]
+
+
+def _row_groups(file: FileRef, piece_bytes: int) -> tuple[list[int], list[int]]:
+    """Bounds of groups of row groups, and their bytes. A damaged file is left whole: its reader
+    says what is wrong with it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    bounds, sizes = [0], []
+    try:
+        with storage.open_read(file.location) as handle:
+            metadata = pq.ParquetFile(handle).metadata
+            total = 0
+            for index in range(metadata.num_row_groups):
+                total += metadata.row_group(index).total_byte_size
+                if total >= piece_bytes or index == metadata.num_row_groups - 1:
+                    bounds.append(index + 1)
+                    sizes.append(total)
+                    total = 0
+    except (pa.ArrowException, OSError):
+        return [0], []
+    return bounds, sizes
+
+
+# --- choosing ---------------------------------------------------------------------------------
 
 
 def fair_shares(budget: int, available: Mapping[str, int]) -> dict[str, int]:

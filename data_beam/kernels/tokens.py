@@ -5,13 +5,14 @@ spaces (Han, kana, Thai, Lao, Khmer, Burmese) give one word per character: with 
 Chinese clause would be a single word and an n-gram would span a paragraph, so edited copies of
 Chinese documents would go unseen (every public MinHash tool we know has that fault).
 
-The hash of a word is sum_j v(c_j) B^j mod 2^64 over its characters c_j, read off a running sum:
-(S[end] - S[start]) * B^-start, with v random per code point and B odd, hence invertible.
+A word's hash mixes its UTF-8 bytes eight at a time. The cost is per word, not per character, and
+the hash of a word does not depend on the text around it.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import sys
 import unicodedata
 from typing import NamedTuple
@@ -21,7 +22,9 @@ import numpy as np
 SEPARATOR, WORD, IDEOGRAPH = 0, 1, 2
 
 _BASE = 0x9E3779B97F4A7C15
-_BASE_INVERSE = pow(_BASE, -1, 1 << 64)
+# Words of more bytes are hashed one by one: a run of encoded data may have millions.
+_MAX_VECTORISED = 32
+_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
 # Inclusive ranges of code points of scripts that put no space between words.
 _UNSPACED = (
     (0x0E00, 0x0E7F), (0x0E80, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF),  # Thai to Khmer
@@ -44,9 +47,12 @@ class Tokens(NamedTuple):
 def mix64(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64: a bijection of uint64 in which every output bit depends on every
     input bit."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 @functools.cache
@@ -63,60 +69,91 @@ def character_classes() -> np.ndarray:
 
 
 @functools.cache
-def _character_values() -> np.ndarray:
-    """[0x110000] uint64, one random-looking number per code point."""
-    return mix64(np.arange(1, sys.maxunicode + 2, dtype=np.uint64) * np.uint64(_BASE))
-
-
-@functools.lru_cache(maxsize=4)
-def _powers(base: int, count: int) -> np.ndarray:
-    steps = np.full(count, base, np.uint64)
-    steps[0] = 1
-    return np.cumprod(steps, dtype=np.uint64)
+def _ascii_classes() -> bytes:
+    return character_classes()[:256].tobytes()
 
 
 def codepoints(text: str) -> np.ndarray:
     """[len(text)] uint32; lone surrogates are kept as they are."""
+    if text.isascii():
+        return np.frombuffer(text.encode(), np.uint8).astype(np.uint32)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def tokenize(text: str) -> Tokens:
     """Splits a text into words (see the module's text) and hashes them."""
-    points = codepoints(text.lower())
-    starts, ends = _spans(character_classes().take(points))
+    text = text.lower()
+    data = text.encode("utf-8", "surrogatepass")
+    points = codepoints(text)
+    if len(data) == len(text):
+        classes = np.frombuffer(data.translate(_ascii_classes()), np.uint8)
+        starts, ends = spans(classes)
+        return Tokens(points, starts, ends, hash_slices(data, starts, ends))
+    starts, ends = spans(character_classes().take(points))
+    # Every byte that is no continuation starts a character.
+    first_byte = np.flatnonzero((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
+    first_byte = np.append(first_byte, len(data))
+    hashes = hash_slices(data, first_byte.take(starts), first_byte.take(ends))
+    return Tokens(points, starts, ends, hashes)
+
+
+def spans(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First character and last + 1 of every word, from the class of every character: runs of
+    WORD, and each IDEOGRAPH alone."""
+    padded = np.zeros(len(classes) + 2, np.uint8)
+    padded[1:-1] = classes
+    here, before, after = padded[1:-1], padded[:-2], padded[2:]
+    if classes.max(initial=0) < IDEOGRAPH:
+        edges = np.flatnonzero(padded[1:] != padded[:-1])
+        return edges[0::2], edges[1::2]
+    alone = here == IDEOGRAPH
+    inside = here != SEPARATOR
+    starts = np.flatnonzero(inside & (alone | (before != WORD)))
+    ends = np.flatnonzero(inside & (alone | (after != WORD))) + 1
+    return starts, ends
+
+
+def hash_slices(data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """[W] uint64: a hash of every slice `data[start:end]`; slices hold no NUL and are not empty."""
+    lengths = ends - starts
     if not len(starts):
-        return Tokens(points, starts, ends, np.zeros(0, np.uint64))
-    # Powers are cached by size class, so that a run over many documents computes them a few times.
-    size = 1 << max(16, len(points).bit_length())
-    running = np.zeros(len(points) + 1, np.uint64)
-    terms = _character_values().take(points)
-    terms *= _powers(_BASE, size)[: len(points)]
-    np.cumsum(terms, out=running[1:])
-    hashes = (running[ends] - running[starts]) * _powers(_BASE_INVERSE, size)[starts]
-    return Tokens(points, starts, ends, mix64(hashes))
-
-
-def _spans(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First character and last + 1 of every word, from the class of every character."""
-    inside = np.zeros(len(classes) + 2, bool)
-    np.equal(classes, WORD, out=inside[1:-1])
-    edges = np.flatnonzero(inside[1:] != inside[:-1])
-    starts, ends = edges[0::2], edges[1::2]
-    alone = np.flatnonzero(classes == IDEOGRAPH)
-    if not len(alone):
-        return starts, ends
-    starts = np.concatenate([starts, alone])
-    order = np.argsort(starts, kind="stable")
-    return starts[order], np.concatenate([ends, alone + 1])[order]
+        return np.zeros(0, np.uint64)
+    padded = data + bytes(8)
+    # Element i of this view is the eight bytes from byte i on.
+    words = np.ndarray((len(data) + 1,), "<u8", padded, strides=(1,))
+    hashes = mix64(words[starts] & _MASKS.take(np.minimum(lengths, 8)))
+    rest, reach = np.flatnonzero(lengths > 8), 8
+    while len(rest) and reach < _MAX_VECTORISED:
+        left = lengths.take(rest) - reach
+        chunk = words[starts.take(rest) + reach] & _MASKS.take(np.minimum(left, 8))
+        hashes[rest] = mix64(hashes.take(rest) * np.uint64(_BASE) + chunk)
+        rest, reach = rest[left > 8], reach + 8
+    for index in rest.tolist():
+        slice_ = data[starts[index] : ends[index]]
+        digest = hashlib.blake2b(slice_, digest_size=8).digest()
+        hashes[index] = int.from_bytes(digest, "little")
+    return hashes
 
 
 def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:
     """[max(W - n + 1, 0)] uint64: one hash per run of `n` consecutive words."""
+    return mix64(_combined(hashes, n))
+
+
+def _combined(hashes: np.ndarray, n: int) -> np.ndarray:
+    """sum_j hashes[i + j] * B^(n - j) for every i, in about 2 log2(n) steps instead of n: a run is
+    two runs of half the length, and perhaps one word more."""
     count = len(hashes) - n + 1
-    if count <= 0:
+    if count <= 0 or n < 1:
         return np.zeros(0, np.uint64)
-    combined = np.zeros(count, np.uint64)
-    for position in range(n):
-        factor = np.uint64(pow(_BASE, position + 1, 1 << 64))
-        combined += hashes[position : position + count] * factor
-    return mix64(combined)
+    if n == 1:
+        return hashes * np.uint64(_BASE)
+    half = n // 2
+    part = _combined(hashes, half)
+    result = part[: len(part) - half] * np.uint64(pow(_BASE, half, 1 << 64))
+    result += part[half:]
+    if n % 2:
+        result = result[:count]
+        result *= np.uint64(_BASE)
+        result += hashes[n - 1 :] * np.uint64(_BASE)
+    return result

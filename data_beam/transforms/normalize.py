@@ -11,6 +11,8 @@ import hashlib
 import re
 import unicodedata
 
+VERSION = 1  # raised whenever `normalize` would give another text
+
 # C0 and C1 controls but \t and \n, DEL, the byte-order mark, non-characters, lone surrogates.
 _REMOVED = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff\ud800-\udfff]"

@@ -2,8 +2,10 @@
 
 A record is little-endian uint32 throughout: n, then the n lengths, then the documents' tokens end
 to end. One ArrayRecord read of one document takes some 700 us of CPU; records of about 64k tokens
-read in batches make that vanish. Both the job that writes tokens and the trainer that reads them
-use this module; it needs numpy only.
+read in batches make that vanish. Beside a shard NAME lies NAME.index.npy, int64 [records + 1, 2]:
+how many documents and how many tokens stand before each record, the totals last, so that any of
+them is found without reading what is before it. Both the job that writes tokens and the trainer
+that reads them use this module; it needs numpy only.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 WORD = np.dtype("<u4")
+INDEX_SUFFIX = ".index.npy"
 
 
 def pack_record(documents: Sequence[Sequence[int] | np.ndarray]) -> bytes:
@@ -45,3 +48,10 @@ def unpack_record(record: bytes) -> list[np.ndarray]:
     lengths, tokens = record_arrays(record)
     ends = np.cumsum(lengths, dtype=np.int64)
     return [tokens[end - length : end] for length, end in zip(lengths, ends, strict=True)]
+
+
+def index_of(counts: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The index of a shard whose records hold `counts` (documents, tokens)."""
+    index = np.zeros((len(counts) + 1, 2), np.int64)
+    np.cumsum(np.array(counts, np.int64).reshape(-1, 2), axis=0, out=index[1:])
+    return index

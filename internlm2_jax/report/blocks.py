@@ -35,6 +35,7 @@ class Cell:
 
     text: str
     note: str = ""
+    mono: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Fold:
     kind: ClassVar[str] = "fold"
     summary: str
     blocks: Sequence[Block]
+    open: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,38 @@ class Text:
     source: str = ""
 
 
-Block = Picture | Table | Grid | Fold | Pieces | Text
+@dataclass(frozen=True)
+class Piece:
+    """A part of a line of text; `changed` when the other side has something else there."""
+
+    text: str
+    changed: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """Lines of two texts: `same` in both, or a line that says what was `skipped`, or two sides."""
+
+    same: str | None = None
+    skipped: str = ""
+    left: Sequence[Piece] = ()
+    right: Sequence[Piece] = ()
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Two texts side by side, what differs marked; on phones one under the other."""
+
+    kind: ClassVar[str] = "compare"
+    title: str
+    left: str
+    right: str
+    rows: Sequence[Row]
+    source: str
+    note: str = ""
+
+
+Block = Picture | Table | Grid | Fold | Pieces | Text | Compare
 
 
 @dataclass(frozen=True)
@@ -155,6 +188,25 @@ def megabytes(value: float | None) -> str:
     if value < 1e3:
         return f"{num(value)} B"
     return f"{num(value / 1e6)} MB" if value >= 1e6 else f"{num(value / 1e3)} kB"
+
+
+def size(value: float | None) -> str:
+    """Bytes in the unit that fits, B to TB (10^12)."""
+    if value is None:
+        return DASH
+    for unit, scale in (("TB", 1e12), ("GB", 1e9)):
+        if value >= scale:
+            return f"{num(value / scale)} {unit}"
+    return megabytes(value)
+
+
+def share(value: float | None) -> str:
+    """A share in 0..1 as a percentage in two or three significant digits, down to 0.001 %."""
+    if value is None or math.isnan(value):
+        return DASH
+    if 0 < value < 1e-5:
+        return "< 0.001 %"
+    return f"{num(100 * value, 2 if value < 0.0995 else 3)} %"
 
 
 def duration(seconds: float | None) -> str:

@@ -23,7 +23,7 @@ from internlm2_jax.report.blocks import (
 )  # fmt: skip
 from internlm2_jax.report.load import Record, Run
 
-FUNNEL, SAMPLES = "corpus/documents/funnel.json", "corpus/documents/samples.json"
+FUNNEL, SAMPLES = "corpus/corpus/funnel.json", "corpus/corpus/samples.json"
 INSTRUCTIONS = "instructions/result.json"
 TOKENIZER = "tokenizer/result.json"
 MAX_SAMPLES, SAMPLE_LETTERS = 40, 400

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 
 from internlm2_jax import files
 from internlm2_jax.report import corpus, evaluation, overview, ppo, reward_model, training
-from internlm2_jax.report.blocks import pretty
+from internlm2_jax.report.blocks import Headline, Section, pretty
 from internlm2_jax.report.load import DONE, UNFINISHED, Run
 
 SECTIONS = (
@@ -42,6 +43,27 @@ def build(run_folder: str | Path) -> Path:
 
 def render(run: Run) -> str:
     """The page as text."""
+    return layout(
+        name=run.name,
+        kind="run report",
+        about="Run report of internlm2_jax, made from the files in the run folder.",
+        headlines=overview.headlines(run),
+        progress=[(pretty(stage), status) for stage, status in overview.progress(run)],
+        sections=[section(run) for section in SECTIONS],
+    )
+
+
+def layout(
+    *,
+    name: str,
+    kind: str,
+    about: str,
+    headlines: Sequence[Headline],
+    sections: Sequence[Section],
+    progress: Sequence[tuple[str, str]] = (),
+) -> str:
+    """One self-contained page: a heading, the stages, a table of headlines, the sections. `kind`
+    says in its title what it is; `about` where its numbers come from. All text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("internlm2_jax.report", "."),
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -49,11 +71,7 @@ def render(run: Run) -> str:
     )  # fmt: skip
     page = environment.get_template("page.html")
     text = page.render(
-        name=run.name,
-        headlines=overview.headlines(run),
-        progress=[(pretty(stage), status) for stage, status in overview.progress(run)],
-        sections=[section(run) for section in SECTIONS],
-        done=DONE,
-        unfinished=UNFINISHED,
-    )
+        name=name, kind=kind, about=about, headlines=headlines, progress=progress,
+        sections=sections, done=DONE, unfinished=UNFINISHED,
+    )  # fmt: skip
     return text.lstrip()

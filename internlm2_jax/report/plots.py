@@ -1,14 +1,15 @@
-"""Charts without a time axis: bars, dots, histograms, heat maps. Named in place, no legends."""
+"""Charts without a time axis: bars, dots, histograms, shares, heat maps. No legends beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from internlm2_jax.report.blocks import num, percent
 from internlm2_jax.report.svg import (
@@ -23,6 +24,7 @@ from internlm2_jax.report.svg import (
     axes_inside,
     letters,
     name_axes,
+    tick,
 )
 
 # A series is told by its shape too, not by colour alone.
@@ -150,6 +152,124 @@ def histogram(groups: Sequence[tuple[str, np.ndarray]], x: str, *, bins: int = 2
             )  # fmt: skip
 
     return draw
+
+
+def binned(
+    edges: np.ndarray,
+    counts: np.ndarray,
+    x: str,
+    y: str,
+    *,
+    limits: tuple[float, float] = (-np.inf, np.inf),
+    log: bool = False,
+) -> Draw:
+    """A histogram that was counted elsewhere, [edges - 1] counts on a log axis, so that a tail of a
+    few documents is seen beside the millions. Bins outside `limits` have the second colour, and the
+    finite limits a line with their number. `log` spaces the edges in proportion."""
+    inside = (edges[:-1] >= limits[0]) & (edges[1:] <= limits[1])
+    # A bin that a limit cuts in two (whole numbers lie in the middle of theirs) goes by its centre.
+    middle = (edges[:-1] + edges[1:]) / 2
+    inside |= (middle >= limits[0]) & (middle <= limits[1])
+
+    def draw(figure: Figure, width: float, height: float) -> None:
+        axes = axes_inside(figure, width, height, left=52, right=14, top=40)
+        axes.set_yscale("log")
+        floor = 0.7
+        for number, shown in ((0, inside), (1, ~inside)):
+            # Each bar for itself: neighbours of the other colour must not be drawn at all.
+            starts = np.flatnonzero(shown & (counts > 0))
+            axes.bar(edges[starts], counts[starts] - floor, np.diff(edges)[starts], floor,
+                     align="edge", color=COLOURS[number], linewidth=0)  # fmt: skip
+        axes.set_ylim(floor, max(float(np.max(counts, initial=1)), 10) * 1.4)
+        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        axes.yaxis.set_minor_locator(NullLocator())
+        _value_axis(axes, edges[0], edges[-1], log, width)
+        _cut_lines(axes, [limit for limit in limits if np.isfinite(limit)])
+        name_axes(axes, x, y, left=52, above=16)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One line of `share_curves`: `y` [points] in 0..1, NaN where there is none."""
+
+    label: str
+    y: np.ndarray
+    dashed: bool = False
+
+
+def share_curves(
+    thresholds: np.ndarray,
+    lines: Sequence[Shares],
+    x: str,
+    y: str,
+    *,
+    cut: float | None = None,
+    log: bool = False,
+    small: bool = False,
+) -> Draw:
+    """Shares over a threshold, `cut` marked. `small` draws them on a log axis from 0.01 %, for
+    shares of which a hundredth matters."""
+
+    def draw(figure: Figure, width: float, height: float) -> None:
+        axes = axes_inside(figure, width, height, left=52, right=14, top=40)
+        for number, line in enumerate(lines):
+            axes.plot(
+                thresholds, np.maximum(line.y, 1e-9), color=COLOURS[number], linewidth=1.7,
+                linestyle="--" if line.dashed else "-",
+            )  # fmt: skip
+        if small:
+            axes.set_yscale("log")
+            axes.set_ylim(1e-4, 1.25)
+            ticks = [1e-4, 1e-3, 1e-2, 0.1, 1.0]
+        else:
+            axes.set_ylim(-0.02, 1.03)
+            ticks = [0, 0.25, 0.5, 0.75, 1]
+        _value_axis(axes, float(thresholds[0]), float(thresholds[-1]), log, width)
+        if cut is not None:
+            _cut_lines(axes, [cut])
+        name_axes(axes, x, y, left=52, above=16)
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+        axes.grid(axis="y", color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        offset = 0.0
+        for number, line in reversed(list(enumerate(lines))):
+            text = f"{'╌╌' if line.dashed else '──'} {line.label}"
+            axes.annotate(
+                text, (1, 1), (-offset, 22), xycoords="axes fraction", ha="right", va="bottom",
+                textcoords="offset points", color=COLOURS[number], annotation_clip=False,
+            )  # fmt: skip
+            offset += letters(text) + 16
+
+    return draw
+
+
+def _value_axis(axes: Axes, low: float, high: float, log: bool, width: float) -> None:
+    """An x axis over [low, high]."""
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=9 if width == WIDE else 5))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(9 if width == WIDE else 5))
+    axes.set_xlim(low, high)
+
+
+def _cut_lines(axes: Axes, cuts: Sequence[float]) -> None:
+    """Dashed lines where a rule cuts, with their numbers over the axes."""
+    for place, cut in enumerate(sorted(cuts)):
+        axes.axvline(cut, color=INK, linewidth=1.2, linestyle=(0, (4, 3)))
+        across = axes.transAxes.inverted().transform(axes.transData.transform((cut, 1)))[0]
+        align = "left" if across < 0.15 else "right" if across > 0.85 else "center"
+        if len(cuts) > 1:
+            align = "left" if across < 0.15 or (place and across < 0.85) else "right"
+        axes.annotate(
+            f"cut-off {tick(cut)}", (cut, 1), (0, 3), xycoords=("data", "axes fraction"), ha=align,
+            textcoords="offset points", color=INK, fontsize=TEXT - 1, annotation_clip=False,
+        )  # fmt: skip
 
 
 def heat_map(

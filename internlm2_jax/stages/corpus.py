@@ -23,12 +23,13 @@ def corpus(
 ) -> None:
     """Builds the corpus of the text and code `files_below` a folder, or of the machine's own.
 
-    The documents are in `folder`/documents, with a funnel, samples and all drops with reasons.
+    What was read is in `folder`/documents, what was measured of it in `folder`/attributes, what was
+    kept in `folder`/corpus, with a funnel and samples.
     """
     from data_beam.pipelines import corpus as pipeline
 
     funnel = pipeline.run(
-        folder / "documents",
+        folder,
         corpus=None if files_below is None else Path(files_below),
         max_bytes=max_bytes,
         validation_fraction=validation_fraction,

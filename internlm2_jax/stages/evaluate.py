@@ -91,7 +91,7 @@ def evaluate(
         *requests[: num_samples // 2],
         *files.read_jsonl(instructions / "eval_tasks.jsonl")[: num_samples - num_samples // 2],
     ]
-    held_out = [d.text for d in documents.read(corpus / "documents", "validation")]
+    held_out = [d.text for d in documents.read(corpus / "corpus", "validation")]
     reward_model, reward_params = load_model(reward)
     scorer = Scorer(reward_model, vocabulary, 256)
     validation = load_split(tokenizer / "tokens", "validation")

@@ -24,7 +24,7 @@ def instructions(
     """
     counts = alignment.build(
         folder,
-        documents.read(corpus / "documents", "train"),
+        documents.read(corpus / "corpus", "train"),
         seed,
         sft=sft,
         preference_pairs=preference_pairs,

@@ -97,7 +97,7 @@ def pretrain(
     train_sources = load_split(tokens, "train", tokenizer_sha256=vocabulary.sha256)
     validation = load_split(tokens, "validation", tokenizer_sha256=vocabulary.sha256)
     texts = mixture.enhancement(
-        documents.read(corpus / "documents", "train"),
+        documents.read(corpus / "corpus", "train"),
         files.read_jsonl(instructions / "sft.jsonl"),
         num_tasks=enhancement_tasks,
         seed=seed,

@@ -31,10 +31,10 @@ def tokenizer(
 
     model = folder / "tokenizer.model"
     if not model.is_file():
-        texts = (d.text for d in documents.read(corpus / "documents", "train"))
+        texts = (d.text for d in documents.read(corpus / "corpus", "train"))
         train_tokenizer(texts, model, vocab_size=vocab_size, max_bytes=max_bytes, seed=seed)
     vocabulary = Tokenizer.load(model)
-    manifest = cache.run(corpus / "documents", model, folder / "tokens")
+    manifest = cache.run(corpus / "corpus", model, folder / "tokens")
     held_out = manifest["splits"]["validation"]
     files.write_json(
         folder / "result.json",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_beam.io.extract import docstrings, man_page, package_description
+from data_beam.io.extract.documents import docstrings, man_page, package_description
 
 MAN = r""".\" comment
 .de Sp

@@ -1,10 +1,19 @@
-"""Choosing files: independent of order, balanced, bounded."""
+"""Which files are read: patterns, kinds, repositories, pieces, and a choice that is independent of
+order, balanced and bounded."""
 
+import os
 import random
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reading import FAST, put
 
-from data_beam.io.listing import FileRef, fair_shares, list_folder, select
+from data_beam.io import listing, readers
+from data_beam.io.file_ref import FileRef
+from data_beam.io.listing import fair_shares, glob_regex, list_folder, list_inputs, select
+from data_beam.io.readers import ReadOptions
 from internlm2_jax.errors import UserError
 
 
@@ -16,6 +25,13 @@ def some_files(code: int, text: int, size: int = 1000) -> list[FileRef]:
 
 def total(files, source):
     return sum(file.size for file in files if file.source == source)
+
+
+def paths(files) -> list[str]:
+    return [file.path for file in files]
+
+
+# --- choosing ---------------------------------------------------------------------------------
 
 
 def test_fair_shares():
@@ -39,18 +55,22 @@ def test_the_order_of_listing_does_not_matter_but_the_seed_does():
     assert select(shuffled, None, 0) == sorted(files)
 
 
+# --- folders ----------------------------------------------------------------------------------
+
+NAMES = ("a.py", "b/c.MD", "b/Makefile", ".git/config", "x/__pycache__/y.py", "out/z.txt",
+         "d.jsonl.gz", "e.rst.gz", ".hidden", "b/.secret/k.txt")  # fmt: skip
+
+
 def test_list_folder(tmp_path):
-    for name in ("a.py", "b/c.MD", "b/Makefile", ".git/config", "x/__pycache__/y.py", "out/z.txt",
-                 "d.jsonl.gz", "e.rst.gz"):  # fmt: skip
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"abc")
+    for name in NAMES:
+        put(tmp_path, name, b"abc")
     (tmp_path / "link.txt").symlink_to(tmp_path / "a.py")
     found = {file.path: file for file in list_folder(tmp_path, exclude=[tmp_path / "out"])}
     assert set(found) == {"a.py", "b/c.MD", "b/Makefile", "d.jsonl.gz", "e.rst.gz"}
     assert (found["a.py"].source, found["a.py"].lang) == ("code", "python")
     assert found["b/Makefile"].source == "code" and found["b/c.MD"].source == "text"
     assert found["d.jsonl.gz"].kind == "records" and found["e.rst.gz"].size == 9
+    assert found["a.py"].version == str(os.stat(tmp_path / "a.py").st_mtime_ns)
 
 
 def test_missing_and_empty_folders(tmp_path):
@@ -62,3 +82,221 @@ def test_missing_and_empty_folders(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is not a folder"):
         list_folder(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "source", "code_source"),
+    [
+        ("a.txt", "plain", "text", "code"), ("a", "plain", "text", "code"),
+        ("a.py", "plain", "code", "code"), ("a.json", "plain", "code", "code"),
+        ("a.html", "html", "text", "code"), ("A.HTM.gz", "html", "text", "code"),
+        ("a.jsonl", "records", "text", "code"), ("c4.00000.json.gz", "records", "text", "code"),
+        ("a.ndjson.zst", "records", "text", "code"), ("a.arrayrecord", "records", "text", "code"),
+        ("a.parquet", "parquet", "text", "code"), ("a.warc", "warc", "text", "code"),
+        ("a.warc.gz", "warc", "text", "code"), ("a.warc.wet.gz", "warc", "text", "code"),
+        ("a.wet", "warc", "text", "code"), ("a.zip", "archive", "code", "code"),
+        ("a.tgz", "archive", "code", "code"), ("a.tar.zst", "archive", "code", "code"),
+        ("a.tar", "archive", "code", "code"),
+    ],
+)  # fmt: skip
+def test_kinds(tmp_path, name, kind, source, code_source):
+    put(tmp_path, name, b"x")
+    (file,) = list_inputs(str(tmp_path))
+    assert (file.kind, file.source) == (kind, source)
+    (file,) = list_inputs(str(tmp_path), ReadOptions(source="code"))
+    assert file.kind == ("plain" if kind == "html" else kind) and file.source == code_source
+    (file,) = list_folder(tmp_path)
+    assert file.kind == ("plain" if kind == "html" else kind)
+
+
+def test_repositories(tmp_path):
+    for name in ("top.py", "one/a.py", "one/src/b.py", "me/two/.git/config", "me/two/src/c.py",
+                 "me/two/notes.txt", "me/two/sub/.git", "me/two/sub/d.py", "me/three/e.py"):  # fmt: skip
+        put(tmp_path, f"in/{name}", b"x = 1\n")
+
+    def found(folder, **options):
+        files = list_inputs(str(tmp_path / folder), ReadOptions(**options))
+        return {file.path: (file.repo, file.path_in_repo) for file in files if file.repo}
+
+    assert found("in") == {
+        "top.py": ("in", "top.py"), "one/a.py": ("one", "a.py"), "one/src/b.py": ("one", "src/b.py"),
+        "me/two/src/c.py": ("me/two", "src/c.py"), "me/two/sub/d.py": ("me/two/sub", "d.py"),
+        "me/three/e.py": ("me", "three/e.py"),
+    }  # fmt: skip
+    assert found("in", repo_depth=2)["me/three/e.py"] == ("me/three", "e.py")
+    assert found("in", repo_depth=2)["one/src/b.py"] == ("one/src", "b.py")
+    assert set(found("in/one", repo_depth=0).values()) == {("one", "a.py"), ("one", "src/b.py")}
+    assert found("in/me/two")["src/c.py"] == ("two", "src/c.py")
+    # In a job about code every plain file belongs to its repository.
+    assert found("in", source="code")["me/two/notes.txt"] == ("me/two", "notes.txt")
+
+
+def test_links(tmp_path):
+    """Of data, as download caches make them; not of code, and not to folders."""
+    put(tmp_path, "blobs/0", b'{"text": "x"}\n')
+    put(tmp_path, "in/a.py", b"x")
+    (tmp_path / "in/b.jsonl").symlink_to(tmp_path / "blobs/0")
+    (tmp_path / "in/c.py").symlink_to(tmp_path / "in/a.py")
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/gone.jsonl").symlink_to(tmp_path / "nowhere")
+    assert paths(list_inputs(str(tmp_path / "in"))) == ["a.py", "b.jsonl"]
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    put(tmp_path, "in/a.txt", b"x")
+    put(tmp_path, "in/closed/b.txt", b"x")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(listing.os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot list .*closed: Permission denied"):
+        list_inputs(str(tmp_path / "in"))
+    options = ReadOptions(exclude=(str(tmp_path / "in/closed"),))
+    assert paths(list_inputs(str(tmp_path / "in"), options)) == ["a.txt"]
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path):
+    raw = os.fsencode(tmp_path / "in") + b"/gr\xfcn.txt"
+    os.makedirs(tmp_path / "in")
+    try:
+        with open(raw, "wb") as handle:
+            handle.write(b"found")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names alone")
+    put(tmp_path, "in/\ufffdfc.txt", b"literal")
+    files = list_inputs(str(tmp_path / "in"))
+    assert all(file.path.encode() for file in files)  # Beam's coder needs it
+    assert sorted(item.text for file in files for item in readers.read(file)) == ["found", "literal"]
+
+
+# --- patterns ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in ("a.txt", "b.jsonl", "x/c.txt", "x/y/d.txt", "x/y/e.md", "z/[1].txt", "z/f,g.txt"):
+        put(tmp_path, f"in/{name}", b"text\n")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["{}"], ["a.txt", "b.jsonl", "x/c.txt", "x/y/d.txt", "x/y/e.md", "z/[1].txt", "z/f,g.txt"]),
+        (["{}/*.txt"], ["a.txt"]),
+        (["{}/**/*.txt"], ["a.txt", "x/c.txt", "x/y/d.txt", "z/[1].txt", "z/f,g.txt"]),
+        (["{}/*/*.txt"], ["x/c.txt", "z/[1].txt", "z/f,g.txt"]),
+        (["{}/x/**"], ["c.txt", "y/d.txt", "y/e.md"]),
+        (["{}/x/y/?.txt,{}/b.jsonl"], ["b.jsonl", "d.txt"]),
+        (["{}/a.txt", "{}/*.txt", "{}/a.txt"], ["a.txt"]),
+        (["{}/z/[1].txt"], ["[1].txt"]),
+        (["{}/z/f,g.txt"], ["f,g.txt"]),
+        (["{}/z/[[]*.txt"], ["[1].txt"]),
+        (["{}/[!a].jsonl"], ["b.jsonl"]),
+        (["{}/x/"], ["c.txt", "y/d.txt", "y/e.md"]),
+    ],
+)
+def test_patterns(tree, patterns, expected):
+    files = list_inputs([pattern.replace("{}", str(tree)) for pattern in patterns])
+    assert sorted(paths(files)) == sorted(expected)
+    assert all(os.path.isfile(file.location) for file in files)
+    assert files == sorted(files, key=lambda f: (f.root, f.location))
+
+
+def test_relative_patterns(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    assert paths(list_inputs("x/*.txt")) == ["c.txt"]
+    assert paths(list_inputs("**/d.txt")) == ["x/y/d.txt"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{}/gone.txt", "does not exist"), ("{}/*.zip", "matches no file"),
+        ("{}/gone/*.txt", "there is no folder"), ("", "no input is given"),
+        ("{}/a.txt,{}/gone", "does not exist"), ("nowhere://bucket/*.txt", "cannot list"),
+    ],
+)  # fmt: skip
+def test_patterns_that_match_nothing(tree, pattern, message):
+    with pytest.raises(UserError, match=message):
+        list_inputs(pattern.replace("{}", str(tree)))
+
+
+@given(st.text("ab/*?[]!.", max_size=8), st.text("ab/.", max_size=8))
+def test_globs_never_raise_and_stars_stay_in_their_folder(pattern, path):
+    try:
+        matched = glob_regex(pattern).fullmatch(path)
+    except re.error:
+        pytest.fail(f"{pattern} is no regular expression")
+    if matched and "**" not in pattern and "[" not in pattern:
+        assert path.count("/") == pattern.count("/")
+
+
+# --- pieces -----------------------------------------------------------------------------------
+
+
+def test_pieces(tmp_path):
+    put(tmp_path, "a.jsonl", b'{"text": "x"}\n' * 100)
+    put(tmp_path, "a.jsonl.gz", b"x" * 5000)
+    put(tmp_path, "a.txt", b"x" * 5000)
+    files = list_inputs(str(tmp_path), ReadOptions(piece_bytes=500))
+    pieces = [file for file in files if file.path == "a.jsonl"]
+    assert [(f.start, f.end, f.size) for f in pieces] == [
+        (0, 500, 500), (500, 1000, 500), (1000, 1400, 400),
+    ]  # fmt: skip
+    assert [(f.start, f.end) for f in files if f.path != "a.jsonl"] == [(0, 0), (0, 0)]
+    assert len(set(files)) == 5
+
+
+# --- remote -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    from bucket import Bucket
+
+    monkeypatch.setattr(Bucket, "folder", str(tmp_path / "bucket"))
+    return Bucket
+
+
+def test_a_bucket(tmp_path, remote):
+    from reading import documents, every_kind
+
+    for name, data in every_kind(tmp_path).items():
+        put(tmp_path, f"bucket/crawl/CC-MAIN-2023-50/{name}", data)
+    put(tmp_path, "bucket/crawl/.hidden", b"x")
+    files = list_inputs("test://bucket/crawl", FAST)
+    local = list_inputs(str(tmp_path / "bucket/crawl"), FAST)
+    assert paths(files) == paths(local) and len(files) == 18
+    assert [f.size for f in files] == [f.size for f in local] and all(f.version for f in files)
+    assert files[0].location.startswith("test://bucket/crawl/CC-MAIN-2023-50/")
+    for there, here in zip(files, local, strict=True):
+        found = list(readers.read(there, FAST))
+        assert [i.id for i in documents(found)] == [
+            i.id for i in documents(readers.read(here, FAST))
+        ]  # fmt: skip
+        assert documents(found)
+    matched = list_inputs("test://bucket/crawl/**.warc.gz,test://bucket/crawl/*/a.txt")
+    assert sorted(paths(matched)) == ["CC-MAIN-2023-50/a.txt", "CC-MAIN-2023-50/a.warc.gz"]
+    (single,) = list_inputs("test://bucket/crawl/CC-MAIN-2023-50/a.txt")
+    assert (single.root, single.path) == ("CC-MAIN-2023-50", "a.txt")
+    with pytest.raises(UserError, match="matches no file"):
+        list_inputs("test://bucket/none/**")
+
+
+def test_an_error_of_the_network_is_no_dead_letter(tmp_path, remote, monkeypatch):
+    """The runner tries again; a dead letter would lose the file for good."""
+    from reading import every_kind
+
+    for name, data in every_kind(tmp_path, 40).items():
+        put(tmp_path, f"bucket/{name}", data)
+    files = list_inputs("test://bucket", FAST)
+    monkeypatch.setattr(remote, "broken", "bucket")
+    for file in files:
+        with pytest.raises(OSError, match="connection reset"):
+            pytest.fail(f"{file.path} gave {list(readers.read(file, FAST))}")

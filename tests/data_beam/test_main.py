@@ -21,8 +21,8 @@ def test_corpus_with_beam_options(tmp_path):
     done = data_beam("corpus", "--input", folder, "--output", tmp_path / "c",
                      "--runner=DirectRunner", "--job_name=small")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "near_duplicate 1" in done.stdout and "split" in done.stdout
-    assert "corpus: 69/69 files" in done.stderr or "files" in done.stderr
+    assert "near_duplicate 1" in done.stdout and "exact_dedup" in done.stdout
+    assert "ingest: 67/67 files" in done.stderr or "files" in done.stderr
     assert "WARNING" not in done.stderr and "ERROR" not in done.stderr
 
 

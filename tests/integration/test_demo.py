@@ -85,7 +85,7 @@ def test_every_stage_leaves_its_results(whole):
     for stage in STAGES:
         assert files.read_json(whole / stage / "done.json")["wall_seconds"] >= 0
     assert not list(whole.rglob("*.partial"))
-    funnel = files.read_json(whole / "corpus" / "documents" / "funnel.json")
+    funnel = files.read_json(whole / "corpus" / "corpus" / "funnel.json")
     dropped = {reason for stage in funnel["stages"] for reason in stage["dropped"]}
     assert {"exact_duplicate", "corrupt_gzip"} <= dropped
     phases = files.read_json(whole / "pretrain" / "result.json")["phases"]
@@ -220,7 +220,7 @@ def test_a_truncated_checkpoint_is_named_with_the_mend(whole, corpus, tmp_path):
 
 def test_a_damaged_corpus_shard_is_named_with_the_mend(whole, corpus, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
-    cut_in_half(run / "corpus" / "documents", "train-*.arrayrecord")
+    cut_in_half(run / "corpus" / "corpus", "train-*.arrayrecord")
     refused(start(run, corpus, "--from", "instructions", "--redo"), "arrayrecord", "again")
 
 

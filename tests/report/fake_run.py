@@ -90,7 +90,7 @@ def _corpus(folder: Path) -> None:
         "text": {"documents": 3744, "bytes": 22.5e6},
     }
     files.write_json(
-        folder / "corpus" / "documents" / "funnel.json",
+        folder / "corpus" / "corpus" / "funnel.json",
         {"stages": stages, "sources": sources, "input_bytes": size[0]},
     )
     kept = {"text": 'def area(r):\n    """Area of a circle."""\n    return 3.1416 * r * r\n' * 3,
@@ -98,7 +98,7 @@ def _corpus(folder: Path) -> None:
     dropped = {"text": "=== <!-- === 0x00 0x00 0x00 " * 30, "source": "text", "path": "dump.txt",
                "stage": "clean", "reason": "symbol_share"}  # fmt: skip
     files.write_json(
-        folder / "corpus" / "documents" / "samples.json",
+        folder / "corpus" / "corpus" / "samples.json",
         {"kept": [kept] * 3, "dropped": [dropped] * 4},
     )
     files.write_json(

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from internlm2_jax.report.blocks import clip, duration, megabytes, num, percent, pretty
+from internlm2_jax.report.blocks import (
+    clip,
+    duration,
+    megabytes,
+    num,
+    percent,
+    pretty,
+    share,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +31,21 @@ def test_num(value, text):
 )
 def test_percent(share, text):
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0 %"), (1, "100 %"), (0.5, "50 %"), (0.4567, "45.7 %"), (0.0512, "5.1 %"),
+     (0.000423, "0.042 %"), (3e-7, "< 0.001 %")],
+)  # fmt: skip
+def test_share_tells_small_ones_apart(value, text):
+    assert share(value) == text
+
+
+def test_sizes_of_any_size():
+    assert [size(n) for n in (None, 12, 1500, 64.2e6, 3.21e9, 1.5e15)] == [
+        "–", "12 B", "1.50 kB", "64.2 MB", "3.21 GB", "1,500 TB",
+    ]  # fmt: skip
 
 
 def test_sizes_times_and_names():

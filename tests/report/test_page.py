@@ -153,7 +153,7 @@ def test_a_loss_that_never_reaches_the_unigram_line_stays_in_the_plot():
 
 
 ALL_FILES = [
-    "pipeline.json", "corpus/documents/funnel.json", "corpus/documents/samples.json",
+    "pipeline.json", "corpus/corpus/funnel.json", "corpus/corpus/samples.json",
     "tokenizer/result.json", "pretrain/metrics.jsonl", "pretrain/result.json",
     "sft/metrics.jsonl", "sft/result.json",
     "reward_model/metrics.jsonl", "reward_model/result.json", "ppo_round2/metrics.jsonl",
@@ -188,7 +188,7 @@ def test_empty_objects_are_files_without_numbers(run_folder, kind):
     [
         ("pretrain/result.json", {"validation_loss": "low"}, "validation_loss is a str"),
         ("pretrain/result.json", {"phases": [1]}, "phases is a list"),
-        ("corpus/documents/funnel.json",
+        ("corpus/corpus/funnel.json",
          {"stages": [{"dropped": {"short": 3}}]}, "dropped.short is a int"),
         ("evaluate/result.json", {"needle": {"scores": {"a": [["x"]]}}}, "a list of numbers"),
         ("evaluate/result.json",

@@ -76,6 +76,40 @@ def test_flat_and_single_values_can_be_drawn(values):
     assert "<path" in drawn(plots.histogram(groups, "score"))
 
 
+def bars(text: str, colour: int) -> int:
+    return len(
+        re.findall(rf'<path d="[^"]*" clip-path="[^"]*" style="fill: var\(--c{colour}\)', text)
+    )
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_bars_outside_the_limits_have_the_other_colour(log):
+    edges, counts = np.array([1.0, 2, 3, 4, 5, 6]), np.array([5, 0, 100_000, 7, 2])
+    text = drawn(plots.binned(edges, counts, "value", "documents", limits=(3, 5), log=log))
+    assert (bars(text, 0), bars(text, 1)) == (2, 2), "an empty bin is no bar"
+    assert "cut-off 3<" in text and "cut-off 5<" in text
+    free = drawn(plots.binned(edges, counts, "value", "documents"))
+    assert (bars(free, 0), bars(free, 1)) == (4, 0) and "cut-off" not in free
+
+
+def test_whole_numbers_in_the_middle_of_their_bins_are_told_apart():
+    edges = np.arange(4.0) - 0.5
+    text = drawn(plots.binned(edges, np.array([4, 4, 4]), "value", "documents", limits=(1, 9)))
+    assert (bars(text, 0), bars(text, 1)) == (2, 1)
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("small", [False, True])
+def test_share_curves_name_their_lines_and_the_cut_off(log, small):
+    x, y = np.array([1.0, 10, 100]), np.array([0.0, 0.004, 1.0])
+    lines = [plots.Shares("documents", y), plots.Shares("bytes", y / 2, dashed=True)]
+    draw = plots.share_curves(x, lines, "cut", "dropped", cut=10, log=log, small=small)
+    text = drawn(draw)
+    for name in ("── documents", "╌╌ bytes", "cut-off 10", "100 %", "0.1 %" if small else "25 %"):
+        assert name in text, name
+    assert "stroke-dasharray" in text
+
+
 def test_a_key_of_many_series_breaks_into_lines():
     names = [f"a rather long model name {i}" for i in range(8)]
     dots = [("row", [(name, 0.1 * i) for i, name in enumerate(names)])]

@@ -1,0 +1,1 @@
+"""Overlap of training text with evaluation sets: their readers, the index, the report."""

@@ -1,0 +1,1 @@
+"""What needs all documents: exact and near duplicates, and lines that stand in many documents."""

@@ -1,0 +1,1 @@
+"""People look at data: the page about a corpus, and what is known of one document."""

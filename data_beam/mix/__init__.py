@@ -1,0 +1,1 @@
+"""From documents and attributes to a corpus: rules, decisions, writing, the funnel, curves."""

@@ -1,0 +1,1 @@
+"""Models inside the corpus jobs: text classifiers and perplexity, applied through RunInference."""
