@@ -134,6 +134,30 @@ def web_text(context: click.Context, **options: Any):
     _report(_run(start))
 
 
+@main.command(context_settings=_PASS_ON)
+@_READING
+@click.option("--rules", default="internlm2_code", show_default=True, metavar="NAME|FILE")
+@click.option("--licences", type=click.Choice(["any", "permissive"]), default="any",
+              show_default=True, help="Whose files to keep.")  # fmt: skip
+@click.option("--drop-unlicensed", is_flag=True, help="Drop files for which none is stated.")
+@click.option("--repo-depth", default=1, show_default=True,
+              help="Folders between the input folder and its repositories.")  # fmt: skip
+@_NEAR
+@click.pass_context
+def code(context: click.Context, repo_depth: int, **options: Any):
+    """Repositories: clean, de-duplicate, grade, sort by imports, one document each."""
+    from data_beam.dedup.near import NearDuplicates
+    from data_beam.pipelines import code as job
+
+    def start() -> dict[str, Any]:
+        near = NearDuplicates(**{name: options.pop(name) for name in _NEAR_NAMES})
+        reading = _reading(options, repo_depth=repo_depth)
+        settings = job.Code(near=near, **options)
+        return job.run(settings=settings, beam_options=context.args, **reading)
+
+    _report(_run(start))
+
+
 @main.command("long_context", context_settings=_PASS_ON)
 @_READING
 @click.option("--model", metavar="DIR", help="Folder of a stage with a language model.")
@@ -261,6 +285,9 @@ def _line(row: dict[str, Any]) -> str:
     dropped = ", ".join(
         f"{reason} {count['documents']:,}" for reason, count in sorted(row["dropped"].items())
     )
+    if "assembled" in row:
+        made = f"into {row['assembled']['documents']:,} documents"
+        dropped = f"{made}; {dropped}" if dropped else made
     return (
         f"{row['stage']:<12} {row['documents_in']:>9,} -> {row['documents_out']:>9,} "
         f"{row['unit']}s, {row['bytes_out'] / 1e6:>8.1f} MB" + (f"  ({dropped})" if dropped else "")

@@ -110,6 +110,7 @@ _AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
         ("idl", r"^\s*(?:pro|function)\s+\w+\s*(?:,|$)"),
     ),
     ".v": (
+        ("vlang", r"^\s*(?:pub\s+)?fn\s+\w+\s*\("),
         (
             "verilog",
             r"^\s*(?:module\s+\w+\s*(?:[(;#]|$)|endmodule\b|`(?:timescale|define|include|ifdef)"
@@ -120,7 +121,6 @@ _AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
             r"^\s*(?:Require\s+(?:Import|Export)|From\s+\w+\s+Require|Theorem|Lemma|Definition"
             r"|Fixpoint|Inductive|Proof|Qed|Module|Section|Notation)\b",
         ),
-        ("vlang", r"^\s*(?:pub\s+)?fn\s+\w+|^import\s+\w+"),
     ),
     ".ts": (("qt translation", r"\A\s*(?:<\?xml[^>]*>)?\s*(?:<!DOCTYPE TS>|<TS\b)"),),
     ".cls": (
@@ -197,6 +197,7 @@ _PROSE_NAMES = re.compile(
     r"|design|architecture|hacking|upgrading|migration|roadmap|release[-_]?notes|overview|thanks)"
     r"(?:[-_.][a-z]{2}(?:[-_][a-z]{2})?)?"
 )
+_LEGAL = re.compile(r"(?:un)?licen[cs]e|copying|copyright\b")  # told by code.licences
 _PROSE_FOLDERS = frozenset(
     {"doc", "docs", "documentation", "guide", "guides", "manual", "tutorial", "tutorials", "wiki"}
 )
@@ -261,7 +262,7 @@ def _by_first_line(text: str) -> str | None:
 def is_documentation(path: str) -> bool:
     """Whether a file is prose for people: README, change log, what lies below docs/."""
     name, extension = split_name(path)
-    if name in FILE_NAMES or extension not in _PROSE or language(path):
+    if name in FILE_NAMES or extension not in _PROSE or language(path) or _LEGAL.match(name):
         return False
     if extension in _ALWAYS_PROSE:
         return True

@@ -14,6 +14,10 @@ from data_beam.code import spdx
 from data_beam.code.licence_texts import classify
 
 _MAX_CHARS = 200_000
+_FIELD = re.compile(
+    r"(?im)^[ \t]*[\"']?license(?:[-_]expression)?[\"']?[ \t]*[:=][ \t]*[\"']?([^\"'\n]{2,80}?)"
+    r"[\"']?[ \t,]*$"
+)
 
 
 def _from_classifiers(lines: Iterable[str]) -> str | None:
@@ -77,17 +81,27 @@ def _from_toml(text: str) -> str | None:
 
 
 def _from_fields(text: str) -> str | None:
-    """`License: MIT` of a Python distribution, an R package, a Cabal file; `license = MIT` of
-    setup.cfg; and the classifiers between."""
-    for key in ("license-expression", "license_expression", "license"):
-        pattern = (
-            rf"(?im)^[ \t]*[\"']?{key}[\"']?[ \t]*[:=][ \t]*[\"']?([^\"'\n]{{2,80}}?)[\"']?[ \t,]*$"
-        )
-        for match in re.finditer(pattern, text):
-            if known := spdx.normalize(match[1].replace("file LICENSE", "").strip(" +")):
-                return known
+    """`license = MIT` of setup.cfg, `license="MIT"` of setup.py, `License: MIT` of R and Cabal
+    packages; and the classifiers between."""
+    for match in _FIELD.finditer(text):
+        if known := spdx.normalize(match[1].replace("file LICENSE", "").strip(" +")):
+            return known
     classifiers = re.findall(r"License :: [^\"'\n]+", text)
     return _from_classifiers(classifiers) if classifiers else None
+
+
+def _from_headers(text: str) -> str | None:
+    """METADATA and PKG-INFO of a Python distribution, up to the empty line before the readme."""
+    headers: dict[str, list[str]] = {}
+    for line in text.partition("\n\n")[0].split("\n"):
+        name, colon, value = line.partition(":")
+        if colon and not line[0].isspace():
+            headers.setdefault(name.lower(), []).append(value.strip())
+    for name in ("license-expression", "license"):
+        for value in headers.get(name, ()):
+            if known := spdx.normalize(value):
+                return known
+    return _from_classifiers(headers.get("classifier", ()))
 
 
 def _from_pom(text: str) -> str | None:
@@ -112,7 +126,7 @@ def _from_gemspec(text: str) -> str | None:
 _METADATA = {
     "package.json": _from_json, "composer.json": _from_json, "bower.json": _from_json,
     "cargo.toml": _from_toml, "pyproject.toml": _from_toml, "setup.cfg": _from_fields,
-    "setup.py": _from_fields, "metadata": _from_fields, "pkg-info": _from_fields,
+    "setup.py": _from_fields, "metadata": _from_headers, "pkg-info": _from_headers,
     "description": _from_fields, "pom.xml": _from_pom,
 }  # fmt: skip
 _METADATA_ENDINGS = {".gemspec": _from_gemspec, ".cabal": _from_fields, ".pom": _from_pom}

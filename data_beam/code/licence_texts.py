@@ -40,7 +40,7 @@ _PHRASES = {
         "eclipse public license v2.0",
         "eclipse public license 2.0",
     ),
-    "EUPL-1.2": ("european union public license v. 1.2",),
+    "EUPL-1.2": ("european union public license v 1.2",),
     "Elastic-2.0": ("elastic license 2.0",),
     "GPL-2.0-only": ("gnu general public license version 2 june 1991",),
     "GPL-3.0-only": ("gnu general public license version 3 29 june 2007",),
@@ -60,7 +60,7 @@ _PHRASES = {
     "MPL-1.1": ("mozilla public license version 1.1", "mpl 1.1 gpl 2.0 lgpl 2.1"),
     "MPL-2.0": (
         "mozilla public license version 2.0",
-        "subject to the terms of the mozilla public license v. 2.0",
+        "subject to the terms of the mozilla public license v 2.0",
     ),
     "MS-PL": ("microsoft public license ms pl",),
     "MulanPSL-2.0": ("mulan permissive software license version 2",),

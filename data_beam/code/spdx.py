@@ -122,7 +122,11 @@ def identifier(name: str) -> str | None:
         written = f"{family}-{number}-{'only' if later in ('', '-only') else 'or-later'}"
         return _CANONICAL.get(written.lower())
     plain = " ".join(_NOISE.sub(" ", re.sub(r"v\.?\s?(?=\d)", " ", name.lower())).split())
-    return _BY_ALIAS.get(plain)
+    if plain in _BY_ALIAS:
+        return _BY_ALIAS[plain]
+    # "The MIT License (MIT)"
+    outside = re.sub(r"\s*\([^()]*\)$", "", name)
+    return identifier(outside) if outside != name else None
 
 
 def parse(expression: str) -> Tree | None:

@@ -3,7 +3,8 @@
 The report (section 3.1.2) compares whole files with a tokenizer for which two spaces, four spaces
 and a tab are the same indentation. Here a line counts by its level: how many indentations it stands
 in, as Python's own tokenizer counts them. A notice of copyright at the top is left out: it makes
-unrelated small files alike (Guava: 3 % of all pairs of files above J = 0.5 with it).
+unrelated files alike (of the pairs among 150 files of Java, 2.0 % had J >= 0.5 with it, 0.2 %
+without).
 
 Punctuation is left out. Counting it would double the work, and move the Jaccard similarity of word
 5-grams of files in which 3 % of the words were changed from 0.77 to 0.86, so that the usual
@@ -87,7 +88,8 @@ def tokenize_code(text: str) -> Tokens:
     line before, with an empty span at its first character. The code points are those of the text
     without its notice of copyright and with \\n as line end."""
     text = unify_line_ends(text)
-    text = text[len(legal_notice(text)) :]
+    program = text[len(legal_notice(text)) :]
+    text = program if program.strip() else text
     points = codepoints(text)
     data = text.encode("utf-8", "surrogatepass")
     if len(data) == len(text):

@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
 
+from data_beam import runners
+from data_beam.io import storage
 from data_beam.kernels.tokens import mix64
-from data_beam.runners import beam
 from internlm2_jax.files import explain_disk_errors
 
+beam = runners.beam
 # Runners limit an element (Flink's sort buffer, gRPC messages).
 PIECE_BYTES = 4 << 20
 TYPE = beam.typehints.KV[int, bytes]
@@ -43,6 +45,14 @@ def route(table: np.ndarray, destinations: np.ndarray) -> Iterator[Blob]:
 def gather(pieces: Iterable[bytes], dtype: np.dtype, kept: bool = False) -> np.ndarray:
     """The records of a group, in no particular order. `kept`: the pieces come from `Keep`."""
     return np.frombuffer(b"".join(map(_read, pieces) if kept else pieces), dtype)
+
+
+def keep_folder(
+    folder: str, num_bytes: int, max_memory: int, beam_options: Sequence[str]
+) -> str | None:
+    """Where `Keep` should put what a job shuffles, None = nowhere: the runner can do it."""
+    in_memory = runners.is_local(beam_options) and not storage.is_remote(folder)
+    return os.path.join(folder, "shuffle") if in_memory and num_bytes > max_memory else None
 
 
 class Keep(beam.DoFn):

@@ -18,6 +18,7 @@ TEXT = np.dtype(
 )
 # A note for the shard's writer: the document in this row has the text of a better one.
 COPIES, COPY = b"c", np.dtype([("row", "<u4")])
+_EMITTED = 1 << 16  # documents whose band members are in memory at a time
 
 
 class Emit(beam.DoFn):
@@ -36,12 +37,14 @@ class Emit(beam.DoFn):
         to = blobs.partition_of(texts["digest"][:, 0], self.text_parts)
         yield from blobs.tagged("texts", blobs.route(texts, to))
         nodes = np.flatnonzero((local.same_words == np.arange(len(local.rows))) & local.signed)
-        digest = local.digest[nodes, 0]
-        members = buckets.band_members(
-            signatures[nodes], preference(local.labels[nodes], digest), digest,
-            refs(shard, local.rows[nodes]), self.bands, self.rows,
-        )  # fmt: skip
-        yield from blobs.route(members, blobs.partition_of(members["key"], self.band_parts))
+        for start in range(0, len(nodes), _EMITTED):
+            some = nodes[start : start + _EMITTED]
+            digest = local.digest[some, 0]
+            members = buckets.band_members(
+                signatures[some], preference(local.labels[some], digest), digest,
+                refs(shard, local.rows[some]), self.bands, self.rows,
+            )  # fmt: skip
+            yield from blobs.route(members, blobs.partition_of(members["key"], self.band_parts))
 
 
 def text_records(shard: int, local: Local) -> np.ndarray:

@@ -25,6 +25,7 @@ from data_beam.attributes.line_hashes import LineHashes
 from data_beam.dedup import blobs
 from data_beam.dedup.labels import LABEL_BYTES, TOP, order, preference, run_starts
 from data_beam.dedup.local import Mask, fixed, refs, row_of, shard_of
+from data_beam.io import storage
 from data_beam.kernels.lines import merge
 from data_beam.stage import Documents, Output, read_manifest
 from internlm2_jax.errors import UserError
@@ -44,19 +45,21 @@ _KEEPER = np.dtype([("hash", "<u8"), ("ref", "<u8")])
 @dataclasses.dataclass(frozen=True)
 class RepeatedLines:
     """A line in fewer than `min_documents` documents stays everywhere, as does one narrower than
-    `min_width` characters (`LineHashes`). `unit` is "line" or "paragraph"."""
+    `min_width` characters (`LineHashes`). `unit` is "line" or "paragraph". `partition_bytes` and
+    `max_memory` as in `near.NearDuplicates`."""
 
     unit: str = "line"
     min_width: int = 24
     min_documents: int = 6
     partition_bytes: int = 32 << 20
+    max_memory: int = 64 << 20
 
     def __post_init__(self):
         self.attribute()
-        if self.min_documents < 2 or self.partition_bytes < 1:
+        if self.min_documents < 2 or min(self.partition_bytes, self.max_memory) < 1:
             raise UserError(
-                f"min_documents {self.min_documents} must be at least 2 and partition_bytes "
-                f"{self.partition_bytes} at least 1"
+                f"min_documents {self.min_documents} must be at least 2, partition_bytes "
+                f"{self.partition_bytes} and max_memory {self.max_memory} at least 1"
             )
 
     def attribute(self) -> LineHashes:
@@ -102,20 +105,24 @@ def run(
     target.start()
     if target.pending():
         # A line has some 80 characters; an error here only changes the size of the partitions.
-        partitions = blobs.partitions_for(
-            sum(documents.num_bytes) // 80, _COUNT.itemsize, lines.partition_bytes
-        )
+        count = sum(documents.num_bytes) // 80
+        partitions = blobs.partitions_for(count, _COUNT.itemsize, lines.partition_bytes)
+        work = storage.join(target.folder, "work")
+        storage.delete_tree(work)
+        keep = blobs.keep_folder(work, count * _COUNT.itemsize, lines.max_memory, beam_options)
         pipeline = runners.pipeline(beam_options)
         reader = _Reader(os.fspath(output), candidates)
-        _build(pipeline, reader, target, lines.min_documents, partitions)
+        _build(pipeline, reader, target, lines.min_documents, partitions, keep)
         with progress.show("repeated lines", len(target.pending()), "shard"):
             runners.run(pipeline)
+        storage.delete_tree(work)
     return target.complete(result_settings, upstream)
 
 
 def _build(
-    pipeline: beam.Pipeline, reader: _Reader, target: Output, min_documents: int, partitions: int
-) -> None:
+    pipeline: beam.Pipeline, reader: _Reader, target: Output, min_documents: int,
+    partitions: int, keep: str | None,
+) -> None:  # fmt: skip
     counts = (
         pipeline
         | "Shards" >> beam.Create(range(target.shards))
@@ -123,10 +130,13 @@ def _build(
         | "CountLines"
         >> blobs.par_do(_CountLines(reader, partitions), "counts", nothing=blobs.TYPE)
     )
+    numbers = counts.counts
+    if keep is not None:
+        numbers = numbers | "KeepCounts" >> blobs.par_do(blobs.Keep(keep))
     keepers = (
-        counts.counts
+        numbers
         | "ByLine" >> beam.GroupByKey()
-        | "Repeated" >> blobs.par_do(_Repeated(min_documents))
+        | "Repeated" >> blobs.par_do(_Repeated(min_documents, keep is not None))
         | "ByShard" >> beam.GroupByKey()
         | "Holders" >> blobs.par_do(_Holders(reader, partitions))
         | "ByRepeatedLine" >> beam.GroupByKey()
@@ -199,12 +209,12 @@ class _CountLines(beam.DoFn):
 class _Repeated(beam.DoFn):
     """(partition, _COUNT) -> _HASH of the lines of enough documents, to the shards."""
 
-    def __init__(self, min_documents: int):
+    def __init__(self, min_documents: int, kept: bool):
         super().__init__()
-        self.min_documents = min_documents
+        self.min_documents, self.kept = min_documents, kept
 
     def process(self, element):
-        table = blobs.gather(element[1], _COUNT)
+        table = blobs.gather(element[1], _COUNT, self.kept)
         table = table[np.argsort(table["hash"])]
         starts = np.flatnonzero(run_starts(table["hash"]))
         totals = np.add.reduceat(table["documents"].astype(np.int64), starts)

@@ -19,8 +19,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from data_beam import progress, runners  # runners first: it imports Beam without its noise
 from data_beam.attributes import tables
 from data_beam.attributes.base import settings_of
@@ -66,7 +64,7 @@ class NearDuplicates:
     components: str = "auto"
     rounds: int = 5
     partition_bytes: int = 32 << 20
-    max_memory: int = 128 << 20
+    max_memory: int = 64 << 20
 
     def __post_init__(self):
         if min(self.ngram, self.num_perm, self.bands, self.rows) < 1:
@@ -84,9 +82,11 @@ class NearDuplicates:
                 raise UserError(
                     f"{name} {getattr(self, name)!r} is unknown; choose {', '.join(known)}"
                 )
-        if self.max_bucket < 2 or min(self.max_cluster, self.rounds, self.partition_bytes) < 1:
+        least = min(self.max_cluster, self.rounds, self.partition_bytes, self.max_memory)
+        if self.max_bucket < 2 or least < 1:
             raise UserError(
-                "max_bucket must be at least 2; max_cluster, rounds and partition_bytes at least 1"
+                "max_bucket must be at least 2; max_cluster, rounds, partition_bytes and "
+                "max_memory at least 1"
             )
 
     def possible(self) -> float:
@@ -135,11 +135,10 @@ def run(
     target.start()
     if _counts(target) is None or target.pending():
         shards = Shards(os.fspath(output), Fingerprints.name, near.num_perm, candidates)
-        keep = storage.join(target.folder, _WORK, "shuffle")
         size = sum(documents.counts) * (near.bands * buckets.MEMBER.itemsize + equal.TEXT.itemsize)
-        in_memory = runners.is_local(beam_options) and not storage.is_remote(keep)
-        job = _Job(shards, documents, prints, near, target,
-                   keep if in_memory and size > near.max_memory else None)  # fmt: skip
+        work = storage.join(target.folder, _WORK)
+        keep = blobs.keep_folder(work, size, near.max_memory, beam_options)
+        job = _Job(shards, documents, prints, near, target, keep)
         with progress.show("duplicates", documents.shards, "shard"):
             _run_to_convergence(job, beam_options)
     storage.delete_tree(storage.join(target.folder, _WORK))
@@ -294,6 +293,3 @@ def _verified(pairs: Any, job: _Job) -> tuple[Any, list[Any]]:
         )
     )  # fmt: skip
     return measured, [attached.tally, measured.tally]
-
-
-SCHEMA: pa.Schema = clusters.SCHEMA

@@ -11,6 +11,8 @@ from __future__ import annotations
 import codecs
 import re
 
+from internlm2_jax.errors import UserError
+
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8"),
     (b"\xff\xfe\x00\x00", "utf-32-le"),
@@ -101,8 +103,12 @@ def _lossy(data: bytes, encoding: str) -> tuple[str, str]:
 def _detect(data: bytes) -> str:
     """The likeliest encoding of text that is not UTF-8; Windows 1252 when nothing speaks for any
     other."""
-    from resiliparse.parse.encoding import detect_encoding
-
+    try:
+        from resiliparse.parse.encoding import detect_encoding
+    except ImportError as error:
+        raise UserError(
+            f"cannot tell the encoding of text: {error}; pip install 'internlm2-jax[data]'"
+        ) from error
     found = detect_encoding(data) or "cp1252"
     if found.startswith("utf"):  # what it says of Korean, which it does not know
         korean = _strict(data, "cp949") or ""

@@ -20,6 +20,7 @@ from data_beam.kernels.tokens import WORD, character_classes, codepoints, hash_s
 
 _CHUNK = 1 << 23  # bytes read at a time
 _MAX_DOMAIN = 253  # characters of a name (RFC 1035)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _LF, _HASH, _DOT, _STAR = b"\n#.*"
 
 
@@ -80,9 +81,7 @@ class Domains:
         result: list[str | None] = [None] * len(hosts)
         if not names or not len(self.hashes):
             return result
-        lengths = np.array([len(name) for name in names])
-        ends = np.cumsum(lengths)
-        hashes = hash_slices(b"".join(names), ends - lengths, ends)
+        hashes = _hash_names(names)
         places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
         for hit in np.flatnonzero(self.hashes[places] == hashes)[::-1].tolist():
             result[owners[hit]] = names[hit].decode()
@@ -126,32 +125,34 @@ def _hash_lines(data: bytes, first_line: int) -> np.ndarray:
         )
         starts = starts + ((points[starts] == _DOT) & (ends - starts > 1))
     ends = ends - ((points[ends - 1] == _DOT) & (ends - starts > 1))
+
+    def bad_name(one: int) -> ListError:
+        name = data[starts[one] : ends[one]][:60].decode("utf-8", "replace")
+        return ListError(f"line {first_line + int(filled[one])}: {name!r} is not a domain name")
+
     bad = np.flatnonzero(~_allowed()[points])
     wrong = np.searchsorted(bad, starts) < np.searchsorted(bad, ends)
     wrong |= (ends - starts > _MAX_DOMAIN) | (points[starts] == _DOT)
     if wrong.any():
-        one = int(np.argmax(wrong))
-        name = data[starts[one] : ends[one]][:60].decode("utf-8", "replace")
-        raise ListError(f"line {first_line + int(filled[one])}: {name!r} is not a domain name")
+        raise bad_name(int(np.argmax(wrong)))
     foreign = np.flatnonzero(points >= 0x80)
     if not len(foreign):
         return hash_slices(data, starts, ends)
     ascii_ = np.searchsorted(foreign, starts) == np.searchsorted(foreign, ends)
-    others = [data[a:b] for a, b in zip(starts[~ascii_], ends[~ascii_], strict=True)]
-    return np.concatenate([hash_slices(data, starts[ascii_], ends[ascii_]), _hash_foreign(others)])
-
-
-def _hash_foreign(names: Iterable[bytes]) -> np.ndarray:
     encoded = []
-    for name in names:
+    for one in np.flatnonzero(~ascii_).tolist():
         try:
-            encoded.append(name.decode("utf-8").lower().encode("idna"))
+            name = data[starts[one] : ends[one]].decode("utf-8")
+            encoded.append(name.lower().encode("idna"))
         except UnicodeError as error:
-            shown = name[:60].decode("utf-8", "replace")
-            raise ListError(f"{shown!r} is not a domain name") from error
-    lengths = np.array([len(name) for name in encoded], np.int64)
+            raise bad_name(one) from error
+    return np.concatenate([hash_slices(data, starts[ascii_], ends[ascii_]), _hash_names(encoded)])
+
+
+def _hash_names(names: list[bytes]) -> np.ndarray:
+    lengths = np.array([len(name) for name in names], np.int64)
     ends = np.cumsum(lengths)
-    return hash_slices(b"".join(encoded), ends - lengths, ends)
+    return hash_slices(b"".join(names), ends - lengths, ends)
 
 
 # Words
@@ -169,7 +170,9 @@ class Found(NamedTuple):
 
 def _spelling(text: str) -> str:
     """Lower case, composed, every run of white space as one space."""
-    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
+    if not text.isascii():  # the matcher takes no lone surrogates
+        text = _SURROGATE.sub("\ufffd", unicodedata.normalize("NFC", text))
+    return " ".join(text.lower().split())
 
 
 class Phrases:

@@ -23,7 +23,7 @@ DUPLICATE = (5, 6, 7, 8, 9, 10)
 _BASE = 0xC2B2AE3D27D4EB4F
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 # Texts sorted together. Fixed, so that the bits left for the hash depend on the text alone.
-_TEXT_BITS, _START_BITS = 6, 17
+_TEXT_BITS, _START_BITS = 6, 15
 
 
 class Words(NamedTuple):

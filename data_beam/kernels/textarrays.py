@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -35,6 +36,11 @@ class Lines(NamedTuple):
     ends: np.ndarray
     numbers: np.ndarray
     total: int
+
+
+@functools.cache
+def _ascii_kinds() -> bytes:
+    return bytes((characters.flags()[:256] & KIND).astype(np.uint8))
 
 
 class TextArrays:
@@ -77,7 +83,13 @@ class TextArrays:
     @lazy
     def kinds(self) -> np.ndarray:
         """[C] uint8: letter, digit, space, ..."""
+        if self.text.isascii():
+            return np.frombuffer(self.text.encode().translate(_ascii_kinds()), np.uint8)
         return (self.flags & KIND).astype(np.uint8)
+
+    def flags_at(self, places: np.ndarray) -> np.ndarray:
+        """Flags of some characters: of few, cheaper than of all."""
+        return characters.flags().take(self.points[places])
 
     @lazy
     def kind_counts(self) -> np.ndarray:
@@ -106,8 +118,11 @@ class TextArrays:
     @lazy
     def lines(self) -> Lines:
         """The stretches without newline that are not blank, stripped."""
-        newlines = np.flatnonzero(self.points == ord("\n"))
-        begins, stops = np.append(0, newlines + 1), np.append(newlines, len(self.points))
+        newlines = (self.points == ord("\n")).nonzero()[0]
+        begins = np.zeros(len(newlines) + 1, np.int64)
+        np.add(newlines, 1, out=begins[1:])
+        stops = np.full(len(newlines) + 1, len(self.points))
+        stops[:-1] = newlines
         visible = np.flatnonzero(self.kinds != SPACE)
         first = np.searchsorted(visible, begins)
         last = np.searchsorted(visible, stops) - 1
@@ -118,7 +133,7 @@ class TextArrays:
     @lazy
     def line_end_flags(self) -> np.ndarray:
         """[L] flags of the last character of every line."""
-        return self.flags[self.lines.ends - 1]
+        return self.flags_at(self.lines.ends - 1)
 
     @lazy
     def ellipsis_lines(self) -> np.ndarray:

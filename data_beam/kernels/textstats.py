@@ -44,8 +44,17 @@ class signal(lazy[_Value]):
 
 
 @functools.cache
-def _hashes(words: tuple[str, ...]) -> list[np.uint64]:
-    return [tokenize(word).hashes[0] for word in words]
+def _hash(word: str) -> np.uint64:
+    return tokenize(word).hashes[0]
+
+
+@functools.cache
+def _stop_words() -> tuple[set[int], np.ndarray]:
+    """Their hashes, and a table by the low bits of a hash of whether it may be one."""
+    known = {int(_hash(word)) for word in _STOP_WORDS}
+    table = np.zeros(1 << 10, bool)
+    table[[word % len(table) for word in known]] = True
+    return known, table
 
 
 class Signals(TextArrays):
@@ -96,7 +105,10 @@ class Signals(TextArrays):
     @signal
     def english_stop_words(self) -> int:
         """How many of "the, be, to, of, and, that, have, with" occur (Gopher). For English only."""
-        return sum(bool((self.words.hashes == word).any()) for word in _hashes(_STOP_WORDS))
+        hashes, (known, table) = self.words.hashes, _stop_words()
+        # The table turns most words away: the rest is small enough for a set.
+        maybe = hashes[table.take((hashes & np.uint64(len(table) - 1)).view(np.int64))]
+        return len(known.intersection(maybe.tolist()))
 
     # Lines
 
@@ -125,7 +137,7 @@ class Signals(TextArrays):
     @signal
     def bullet_line_share(self) -> float:
         """Lines that begin with a bullet (Gopher)."""
-        return self._line_share(self.flags[self.lines.starts] & characters.BULLET)
+        return self._line_share(self.flags_at(self.lines.starts) & characters.BULLET)
 
     @signal
     def ellipsis_line_share(self) -> float:
@@ -163,38 +175,41 @@ class Signals(TextArrays):
 
     # Repetition
 
+    @lazy
+    def _line_duplicates(self) -> tuple[float, float]:
+        return _duplicates(self.line_texts)
+
     @signal
     def duplicate_line_share(self) -> float:
         """Lines that stood in the text before (Gopher)."""
-        lines = self.line_texts
-        return (len(lines) - len(set(lines))) / max(len(lines), 1)
+        return self._line_duplicates[0]
 
     @signal
     def duplicate_line_char_share(self) -> float:
         """Characters of lines that stood in the text before, among those of all lines (Gopher,
         FineWeb)."""
-        return _duplicate_chars(self.line_texts)
+        return self._line_duplicates[1]
 
     @lazy
-    def _paragraphs(self) -> list[str]:
-        """Stretches between blank lines; none where no line, hence no paragraph, repeats."""
-        if not self.duplicate_line_share:
-            return []
+    def _paragraph_duplicates(self) -> tuple[float, float]:
+        """Of the stretches between blank lines."""
+        if not self.duplicate_line_share:  # where no line repeats, no paragraph does
+            return 0.0, 0.0
         starts, ends, numbers, _ = self.lines
-        first = np.diff(numbers, prepend=-2) > 1
-        spans = starts[first].tolist(), ends[np.append(first[1:], True)].tolist()
-        return [self.text[start:end] for start, end in zip(*spans, strict=True)]
+        first = np.ones(len(starts) + 1, bool)
+        np.greater(numbers[1:] - numbers[:-1], 1, out=first[1:-1])
+        spans = starts[first[:-1]].tolist(), ends[first[1:]].tolist()
+        return _duplicates([self.text[start:end] for start, end in zip(*spans, strict=True)])
 
     @signal
     def duplicate_paragraph_share(self) -> float:
         """Paragraphs that stood in the text before (Gopher)."""
-        paragraphs = self._paragraphs
-        return (len(paragraphs) - len(set(paragraphs))) / max(len(paragraphs), 1)
+        return self._paragraph_duplicates[0]
 
     @signal
     def duplicate_paragraph_char_share(self) -> float:
         """Characters of paragraphs that stood in the text before (Gopher)."""
-        return _duplicate_chars(self._paragraphs)
+        return self._paragraph_duplicates[1]
 
     @lazy
     def ngrams(self) -> NgramShares:
@@ -303,7 +318,7 @@ class Signals(TextArrays):
         fewer than twenty."""
         if len(self.marks) < 2 * _FEW:
             return math.nan
-        others = self.marks[self.flags[self.marks] & characters.TERMINAL == 0]
+        others = self.marks[self.flags_at(self.marks) & characters.TERMINAL == 0]
         counts = run_lengths(np.sort(self.points[others]))
         return float(counts.max(initial=0) / len(self.marks))
 
@@ -352,9 +367,9 @@ class Signals(TextArrays):
     @signal
     def lorem_ipsum(self) -> int:
         """1 when these two words stand in a row, in any case (C4)."""
-        lorem, ipsum = _hashes(("lorem", "ipsum"))
         hashes = self.words.hashes
-        return int(bool((hashes[np.flatnonzero(hashes[:-1] == lorem) + 1] == ipsum).any()))
+        after = hashes[np.flatnonzero(hashes[:-1] == _hash("lorem")) + 1]
+        return int(bool((after == _hash("ipsum")).any()))
 
     @signal
     def curly_bracket(self) -> int:
@@ -383,7 +398,10 @@ SIGNALS: dict[str, type] = {
 }
 
 
-def _duplicate_chars(pieces: list[str]) -> float:
-    total = sum(map(len, pieces))
-    once = sum(map(len, set(pieces)))
-    return (total - once) / max(total, 1)
+def _duplicates(pieces: list[str]) -> tuple[float, float]:
+    """The share of the pieces, and of their characters, that stood among them before."""
+    if not pieces:
+        return 0.0, 0.0
+    once = set(pieces)
+    chars = sum(map(len, pieces))
+    return 1 - len(once) / len(pieces), 1 - sum(map(len, once)) / chars

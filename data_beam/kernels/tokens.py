@@ -24,7 +24,8 @@ SEPARATOR, WORD, IDEOGRAPH = 0, 1, 2
 _BASE = 0x9E3779B97F4A7C15
 # Words of more bytes are hashed one by one: a run of encoded data may have millions.
 _MAX_VECTORISED = 32
-_MASKS = np.array([(1 << 8 * count) - 1 for count in range(9)], np.uint64)
+_CHUNKS = np.array([8, 16, 24])
+_FACTORS = np.array([0xD1B54A32D192ED03, 0xABC98388FB8FAC03, 0x8CB92BA72F3D8DD7], np.uint64)
 # Inclusive ranges of code points of scripts that put no space between words.
 _UNSPACED = (
     (0x0E00, 0x0E7F), (0x0E80, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF),  # Thai to Khmer
@@ -83,12 +84,14 @@ def codepoints(text: str) -> np.ndarray:
 def tokenize(text: str) -> Tokens:
     """Splits a text into words (see the module's text) and hashes them."""
     text = text.lower()
-    data = text.encode("utf-8", "surrogatepass")
-    points = codepoints(text)
-    if len(data) == len(text):
+    if text.isascii():
+        data = text.encode()
+        points = np.frombuffer(data, np.uint8).astype(np.uint32)
         classes = np.frombuffer(data.translate(_ascii_classes()), np.uint8)
         starts, ends = spans(classes)
         return Tokens(points, starts, ends, hash_slices(data, starts, ends))
+    data = text.encode("utf-8", "surrogatepass")
+    points = codepoints(text)
     starts, ends = spans(character_classes().take(points))
     # Every byte that is no continuation starts a character.
     first_byte = np.flatnonzero((np.frombuffer(data, np.uint8) & 0xC0) != 0x80)
@@ -115,20 +118,22 @@ def spans(classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def hash_slices(data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """[W] uint64: a hash of every slice `data[start:end]`; slices hold no NUL and are not empty."""
-    lengths = ends - starts
     if not len(starts):
         return np.zeros(0, np.uint64)
-    padded = data + bytes(8)
-    # Element i of this view is the eight bytes from byte i on.
-    words = np.ndarray((len(data) + 1,), "<u8", padded, strides=(1,))
-    hashes = mix64(words[starts] & _MASKS.take(np.minimum(lengths, 8)))
-    rest, reach = np.flatnonzero(lengths > 8), 8
-    while len(rest) and reach < _MAX_VECTORISED:
-        left = lengths.take(rest) - reach
-        chunk = words[starts.take(rest) + reach] & _MASKS.take(np.minimum(left, 8))
-        hashes[rest] = mix64(hashes.take(rest) * np.uint64(_BASE) + chunk)
-        rest, reach = rest[left > 8], reach + 8
-    for index in rest.tolist():
+    lengths = ends - starts
+    # Element i of this view is the eight bytes from byte i on; a shift drops those after the slice.
+    words = np.ndarray((len(data) + _CHUNKS[-1] + 1,), "<u8", data + bytes(32), strides=(1,))
+    unused = 64 - 8 * np.minimum(lengths, 8)
+    hashes = mix64(words[starts] << unused.view(np.uint64))
+    rest = np.flatnonzero(lengths > 8)
+    if not len(rest):
+        return hashes
+    long = lengths.take(rest)
+    unused = 64 - 8 * np.minimum(np.maximum(long[:, None] - _CHUNKS, 0), 8)
+    chunks = words[starts.take(rest)[:, None] + _CHUNKS] << unused.view(np.uint64)
+    chunks *= _FACTORS
+    hashes[rest] = mix64(hashes.take(rest) * np.uint64(_BASE) + chunks.sum(axis=1))
+    for index in rest[long > _MAX_VECTORISED].tolist():
         slice_ = data[starts[index] : ends[index]]
         digest = hashlib.blake2b(slice_, digest_size=8).digest()
         hashes[index] = int.from_bytes(digest, "little")

@@ -46,7 +46,8 @@ def run(
     """Turns OUTPUT/documents into OUTPUT/corpus and returns the funnel."""
     output = os.fspath(output)
     before, after = divided(recipe.rules)
-    annotate.run(output, recipe.attributes, beam_options=beam_options)
+    attributes = [*recipe.attributes, *([recipe.lines.attribute()] if recipe.lines else [])]
+    annotate.run(output, attributes, beam_options=beam_options)
     documents = open_documents(output)
     for score in recipe.scores:
         score.run(output, beam_options=beam_options)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_beam.io import storage
 from data_beam.scoring.curves import Calibration
 from data_beam.scoring.labelled import Labelled
 from internlm2_jax import files
@@ -72,8 +73,8 @@ def _library() -> Any:
     return fasttext
 
 
-def train(rows: Sequence[Labelled], path: str | os.PathLike, training: FastTextTraining) -> None:
-    """Trains on `rows` and writes the model to `path`, whole or not at all."""
+def train(rows: Sequence[Labelled], path: str | os.PathLike, training: FastTextTraining) -> str:
+    """Trains on `rows` and writes the model to `path`, whole or not at all; returns its digest."""
     fasttext = _library()
     if any(row.weight != 1 or row.label not in (0, 1) for row in rows):
         raise UserError(
@@ -107,24 +108,29 @@ def train(rows: Sequence[Labelled], path: str | os.PathLike, training: FastTextT
             ) from error
         with files.whole_file(path) as temporary:
             model.save_model(os.fspath(temporary))
+    return storage.digest(path)
 
 
 class FastTextClassifier:
-    """A trained model in memory. `score` reads long texts in windows."""
+    """A trained model in memory. `score` reads long texts in windows.
+
+    `digest` is that of the whole file (`storage.digest`): fastText believes whatever a damaged one
+    says of its size, and takes all of the memory.
+    """
 
     def __init__(
         self,
         path: str | os.PathLike,
         *,
+        digest: str,
         window: int,
         calibration: Calibration | None = None,
         max_windows: int = 64,
     ):
         fasttext = _library()
-        try:
-            self._model = fasttext.load_model(os.fspath(path))
-        except ValueError as error:
-            raise UserError(f"{path} is not a whole fastText model; train it again") from error
+        if not os.path.isfile(path) or storage.digest(path) != digest:
+            raise UserError(f"{path} is not the model that was trained; train it again")
+        self._model = fasttext.load_model(os.fspath(path))
         self._window, self._most = window, max_windows
         self._calibration = calibration or Calibration()
 

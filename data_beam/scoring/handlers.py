@@ -111,6 +111,7 @@ def load_classifier(
 
         return fasttext_model.FastTextClassifier(
             path / fasttext_model.MODEL,
+            digest=described["digest"],
             window=described["window"],
             calibration=Calibration(**described["calibration"]),
             max_windows=max_windows,

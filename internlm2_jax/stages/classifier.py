@@ -209,13 +209,18 @@ def fasttext_classifier(
 
     parts, counts = _labelled(folder, labelled, held_out)
     path = folder / fasttext_model.MODEL
-    fasttext_model.train(parts.train, path, training)
-    trained = fasttext_model.FastTextClassifier(path, window=training.window)
+    digest = fasttext_model.train(parts.train, path, training)
+    trained = fasttext_model.FastTextClassifier(path, digest=digest, window=training.window)
     measured = []
     for part in (parts.validation, parts.test):
         labels, weights = _columns(part)
         measured.append((labels, trained.first_logits([row.text for row in part]), weights))
-    described = {"backend": "fasttext", "window": training.window, "judge": judge}
+    described = {
+        "backend": "fasttext",
+        "window": training.window,
+        "digest": digest,
+        "judge": judge,
+    }
     _finish(folder, described, measured, cutoff, counts)
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import zstandard
 
 from data_beam.io import writers
-from data_beam.io.listing import FileRef, list_inputs
+from data_beam.io.listing import list_inputs
 from data_beam.io.readers import ReadOptions, read
 from data_beam.schema import DeadLetter, Document
 

@@ -162,7 +162,8 @@ def test_members_that_overlap(tmp_path, monkeypatch):
     entry, many = data[start:end], 200
     tail = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, many, many, len(entry) * many, start, 0)
     items = read_data(tmp_path, "r.zip", data[:start] + entry * many + tail)
-    assert letters(items)[-1].reason == "archive_bomb" and len(items) < 50
+    # Python 3.13 refuses such entries itself
+    assert letters(items)[-1].reason in ("archive_bomb", "corrupt_zip") and len(items) < 50
 
 
 def test_a_header_that_claims_gigabytes(tmp_path):
@@ -223,7 +224,7 @@ def test_zip_members_with_a_wrong_checksum(tmp_path):
     data[data.index(b"x = 4\n")] = ord("y")
     items = read_data(tmp_path, "pkg.zip", bytes(data))
     assert parts(items) == [n for n in range(COUNT) if n != 4]
-    assert reasons(items) == {"pkg/src/part4.py": "corrupt_zip"}
+    assert reasons(items) == {"": "corrupt_zip", "pkg/src/part4.py": "corrupt_zip"}
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -262,8 +263,7 @@ def test_zips_without_their_directory(tmp_path, what, streamed):
     items = read_data(tmp_path, "pkg.zip", bytes(data))
     assert sorted(parts(items)) == list(range(COUNT))
     assert all(text(n) in item.text for n, item in zip(parts(items), documents(items), strict=True))
-    if what != "shifted":
-        assert [letter.reason for letter in letters(items)] == ["corrupt_zip"]
+    assert [letter.reason for letter in letters(items)] == ["corrupt_zip"]
 
 
 @pytest.mark.parametrize("suffix", PACK)

@@ -300,6 +300,8 @@ def test_bad_settings(changes, message):
 
 def test_settings_that_only_divide_the_work_do_not_change_the_key():
     near = NearDuplicates()
-    other = dataclasses.replace(near, components="local", rounds=2, partition_bytes=1000)
+    other = dataclasses.replace(
+        near, components="local", rounds=2, partition_bytes=1000, max_memory=1
+    )
     assert other.result_settings() == near.result_settings()
     assert dataclasses.replace(near, threshold=0.8).result_settings() != near.result_settings()

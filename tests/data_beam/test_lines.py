@@ -176,7 +176,9 @@ def left(output: Path) -> dict[str, str]:
 def test_repeated_lines_go_and_the_best_document_keeps_them(tmp_path):
     documents = corpus()
     for least, shards in ((3, 1), (3, 5), (6, 2)):
-        settings = RepeatedLines(min_documents=least, partition_bytes=1 << (10 + shards))
+        settings = RepeatedLines(
+            min_documents=least, partition_bytes=1 << (10 + shards), max_memory=10 ** (2 * shards)
+        )
         found = remove(tmp_path / f"{least}-{shards}", documents, shards, settings)
         assert found == expected(documents, least)
         assert any(found[d.id] != d.text for d in documents)

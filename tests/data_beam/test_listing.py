@@ -110,8 +110,10 @@ def test_kinds(tmp_path, name, kind, source, code_source):
 
 
 def test_repositories(tmp_path):
-    for name in ("top.py", "one/a.py", "one/src/b.py", "me/two/.git/config", "me/two/src/c.py",
-                 "me/two/notes.txt", "me/two/sub/.git", "me/two/sub/d.py", "me/three/e.py"):  # fmt: skip
+    for name in (
+        "top.py", "one/a.py", "one/src/b.py", "me/two/.git/config", "me/two/src/c.py",
+        "me/two/notes.txt", "me/two/sub/.git", "me/two/sub/d.py", "me/three/e.py",
+    ):  # fmt: skip
         put(tmp_path, f"in/{name}", b"x = 1\n")
 
     def found(folder, **options):
@@ -119,7 +121,8 @@ def test_repositories(tmp_path):
         return {file.path: (file.repo, file.path_in_repo) for file in files if file.repo}
 
     assert found("in") == {
-        "top.py": ("in", "top.py"), "one/a.py": ("one", "a.py"), "one/src/b.py": ("one", "src/b.py"),
+        "top.py": ("in", "top.py"), "one/a.py": ("one", "a.py"),
+        "one/src/b.py": ("one", "src/b.py"),
         "me/two/src/c.py": ("me/two", "src/c.py"), "me/two/sub/d.py": ("me/two/sub", "d.py"),
         "me/three/e.py": ("me", "three/e.py"),
     }  # fmt: skip
@@ -170,7 +173,10 @@ def test_a_file_name_that_is_not_utf8(tmp_path):
     put(tmp_path, "in/\ufffdfc.txt", b"literal")
     files = list_inputs(str(tmp_path / "in"))
     assert all(file.path.encode() for file in files)  # Beam's coder needs it
-    assert sorted(item.text for file in files for item in readers.read(file)) == ["found", "literal"]
+    assert sorted(item.text for file in files for item in readers.read(file)) == [
+        "found",
+        "literal",
+    ]
 
 
 # --- patterns ---------------------------------------------------------------------------------
@@ -186,7 +192,10 @@ def tree(tmp_path):
 @pytest.mark.parametrize(
     ("patterns", "expected"),
     [
-        (["{}"], ["a.txt", "b.jsonl", "x/c.txt", "x/y/d.txt", "x/y/e.md", "z/[1].txt", "z/f,g.txt"]),
+        (
+            ["{}"],
+            ["a.txt", "b.jsonl", "x/c.txt", "x/y/d.txt", "x/y/e.md", "z/[1].txt", "z/f,g.txt"],
+        ),
         (["{}/*.txt"], ["a.txt"]),
         (["{}/**/*.txt"], ["a.txt", "x/c.txt", "x/y/d.txt", "z/[1].txt", "z/f,g.txt"]),
         (["{}/*/*.txt"], ["x/c.txt", "z/[1].txt", "z/f,g.txt"]),
@@ -199,7 +208,7 @@ def tree(tmp_path):
         (["{}/[!a].jsonl"], ["b.jsonl"]),
         (["{}/x/"], ["c.txt", "y/d.txt", "y/e.md"]),
     ],
-)
+)  # fmt: skip
 def test_patterns(tree, patterns, expected):
     files = list_inputs([pattern.replace("{}", str(tree)) for pattern in patterns])
     assert sorted(paths(files)) == sorted(expected)

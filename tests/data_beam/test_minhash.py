@@ -7,7 +7,7 @@ from data_beam.kernels import minhash
 from data_beam.kernels.tokens import ngram_hashes, tokenize
 
 # The same on every machine: signatures of one corpus are made by many workers.
-GOLDEN = [60572, 51050, 37468, 31306]
+GOLDEN = [39339, 24332, 59250, 52120]
 
 
 def pair(rng: np.random.Generator, size: int, jaccard: float) -> tuple[np.ndarray, np.ndarray]:

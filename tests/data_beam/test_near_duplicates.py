@@ -294,6 +294,9 @@ def test_shards_partitions_order_and_the_way_of_clustering_change_nothing(tmp_pa
     monkeypatch.setattr("data_beam.dedup.blobs.PIECE_BYTES", 500)
     stars = NearDuplicates(components="stars", partition_bytes=3000)
     assert search(tmp_path / "1", documents[::-1], shards=5, settings=stars) == reference
+    on_disk = NearDuplicates(max_memory=1, partition_bytes=9000)
+    assert search(tmp_path / "2", documents, shards=3, settings=on_disk) == reference
+    assert not (tmp_path / "2" / "attributes" / "duplicates" / "work").exists()
 
 
 def test_a_chain_that_needs_more_rounds_gets_them(tmp_path):

@@ -36,8 +36,11 @@ def test_the_columns_of_a_document(tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(),
-                                  pa.dictionary(pa.int32(), pa.string()), pa.string_view()])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view(),
+     pa.dictionary(pa.int32(), pa.string())],
+)  # fmt: skip
 def test_types_of_text(tmp_path, kind):
     column = pa.array(["Grüße", None, "", "b"], pa.string()).cast(kind)
     items = table(tmp_path, {"content": column})
@@ -92,7 +95,9 @@ def damage(data: bytes, group: int) -> bytes:
 
 @pytest.mark.parametrize("compression", ["zstd", "snappy", "none"])
 def test_a_damaged_row_group_costs_its_rows(tmp_path, compression):
-    data = damage(parquet(60, rows_per_group=10, compression=compression, write_statistics=False), 3)
+    data = damage(
+        parquet(60, rows_per_group=10, compression=compression, write_statistics=False), 3
+    )
     items = read_data(tmp_path, "a.parquet", data)
     assert [item.text for item in documents(items)] == [
         text(n) for n in range(60) if n // 10 != 3

@@ -1,6 +1,8 @@
-"""fastText: deterministic, deaf to labels inside texts, long texts in windows, real text told apart."""
+"""fastText: deterministic, deaf to labels inside texts, long texts in windows, real text judged."""
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 import pytest
@@ -25,8 +27,9 @@ def fluency(shared):
 
 
 def test_damaged_writing_is_found_in_held_out_text(fluency, tmp_path):
-    train(fluency.train, tmp_path / "model.bin", FastTextTraining(epochs=20))
-    model = FastTextClassifier(tmp_path / "model.bin", window=400)
+    path = tmp_path / "model.bin"
+    digest = train(fluency.train, path, FastTextTraining(epochs=20))
+    model = FastTextClassifier(path, digest=digest, window=400)
     found = {}
     for name, part in (("validation", fluency.validation), ("test", fluency.test)):
         labels, weights = labelled.columns(part)
@@ -55,8 +58,8 @@ def test_words_of_any_script_and_no_smuggled_labels():
 def test_a_label_in_a_text_teaches_nothing(tmp_path):
     rows = [Labelled(f"good word{i % 7}", 0) for i in range(60)]
     rows += [Labelled(f"__label__0 awful word{i % 7}", 1) for i in range(60)]
-    train(rows, tmp_path / "model.bin", SMALL)
-    model = FastTextClassifier(tmp_path / "model.bin", window=50)
+    path = tmp_path / "model.bin"
+    model = FastTextClassifier(path, digest=train(rows, path, SMALL), window=50)
     good, awful = model.score(["good word1", "awful word1"])
     assert good["score"] < 0.5 < awful["score"]
 
@@ -65,17 +68,15 @@ def test_a_label_in_a_text_teaches_nothing(tmp_path):
 def tiny(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.bin"
     rows = [Labelled("good fine nice", 0), Labelled("bad vile foul", 1)] * 40
-    train(rows, path, SMALL)
-    return path
+    digest = train(rows, path, SMALL)
+    return functools.partial(FastTextClassifier, path, digest=digest)
 
 
 def test_long_texts_are_read_in_windows(tiny):
-    model = FastTextClassifier(tiny, window=10)
+    model = tiny(window=10)
     (mixed,) = model.score(["good fine " * 50 + "vile foul bad " * 4])
     assert mixed["windows"] == 12 and mixed["max_score"] > 0.5 > mixed["score"]
-    (few,) = FastTextClassifier(tiny, window=10, max_windows=5).score(
-        ["good " * 500 + "foul " * 10]
-    )
+    (few,) = tiny(window=10, max_windows=5).score(["good " * 500 + "foul " * 10])
     assert few["windows"] == 5 and few["max_score"] > 0.5  # the end is always among them
     assert model.score([]) == []
     (empty,) = model.score([""])
@@ -83,13 +84,13 @@ def test_long_texts_are_read_in_windows(tiny):
 
 
 def test_batch_mates_change_nothing(tiny):
-    model = FastTextClassifier(tiny, window=10)
+    model = tiny(window=10)
     texts = ["good", "bad", "good bad", "", "foul " * 40]
     assert model.score(texts) == [model.score([text])[0] for text in texts]
 
 
 def test_certain_scores_have_finite_logits(tiny):
-    model = FastTextClassifier(tiny, window=1000)
+    model = tiny(window=1000)
     assert np.isfinite(model.first_logits(["bad vile foul " * 300, "good fine nice " * 300])).all()
 
 
@@ -100,7 +101,9 @@ def test_what_it_cannot_do_is_told(tiny, tmp_path):
     with pytest.raises(UserError, match="could not be trained"):
         train([], tmp_path / "model.bin", SMALL)
     assert not list(tmp_path.iterdir())
+    # fastText itself would take all of the memory for a file that lost its end
+    (path,) = tiny.args
     damaged = tmp_path / "model.bin"
-    damaged.write_bytes(tiny.read_bytes()[:100])
-    with pytest.raises(UserError, match="not a whole fastText model"):
-        FastTextClassifier(damaged, window=10)
+    damaged.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="not the model that was trained"):
+        FastTextClassifier(damaged, digest=tiny.keywords["digest"], window=10)

@@ -111,11 +111,20 @@ def test_ngram_shares_of_repetitive_words(vocabulary):
 
 def test_texts_counted_together_do_not_meet():
     rng = random.Random(0)
-    texts = ["", "one two one two", "你好你好你好你好你好你好", "one two three " * 9, "no"]
+    # The second begins with what would make another "b c" of the end of the first.
+    texts = [
+        "a b c a b",
+        "c d",
+        "",
+        "one two one two",
+        "你好你好你好你好你好你好",
+        "one two three " * 9,
+        "no",
+    ]
     texts += [" ".join(f"w{rng.randrange(50)}" for _ in range(rng.randrange(3000)))
               for _ in range(150)]  # fmt: skip
     texts.append(" ".join(f"w{rng.randrange(5000)}" for _ in range(140_000)))  # alone in its group
-    texts += texts[:3]
+    texts += texts[:5]
     alone = [Signals(text).ngrams for text in texts]
     assert ngram_shares([Signals(text).ngram_words for text in texts]) == alone
     together = [Signals(text) for text in texts]
@@ -179,6 +188,7 @@ def test_words_and_characters_by_hand():
     assert Signals("aaab").top_char_share == pytest.approx(0.75)
     assert Signals("ab ====== cd --").repeated_mark_share == pytest.approx(6 / 12)
     assert Signals("One. Two (or so.) Pi is 3.14 now").words_per_sentence == pytest.approx(9 / 2)
+    assert Signals('("Is it so?") Yes.').words_per_sentence == pytest.approx(4 / 2)
     assert Signals("他来了。你呢？好！").words_per_sentence == pytest.approx(3 / 3)
     spaced = Signals("s p a c e d  o u t words of text")
     assert spaced.single_letter_word_share == pytest.approx(9 / 12)

@@ -112,10 +112,13 @@ class Decompressed(io.RawIOBase):
             raise self._damaged(str(error)) from error
         if not self._input and not out and not member.eof:
             raise self._damaged("the stream ends early")
+        # What was fed and not used; bzip2 and xz may have been fed it in an earlier call.
         rest = member.unused_data if member.eof else getattr(member, "unconsumed_tail", b"")
-        used = len(feed) - len(rest)
-        self._input = self._input[used:]
-        self.compressed += used
+        if len(rest) <= len(feed):
+            self._input = self._input[len(feed) - len(rest) :]
+        else:
+            self._input = memoryview(rest + bytes(self._input[len(feed) :]))
+        self.compressed += len(feed) - len(rest)
         self._ready += out
 
     def _begin(self) -> None:

@@ -65,6 +65,8 @@ def members(handle: Watched, file: Any, most: int, limit: int) -> Iterator[Membe
             yield _bomb(limit, info.filename)
             return
     if lost:  # the directory may be wrong, and not they
+        why = next(iter(lost.values())).detail
+        yield Unreadable("corrupt_zip", f"{len(lost):,} read without its directory: {why}")
         for found in _from_front(handle, most, limit - total):
             if isinstance(found, Unreadable):
                 yield found
