@@ -18,7 +18,8 @@ from data_beam.attributes.base import Examined
 from internlm2_jax.errors import UserError
 
 _KINDS = ("email", "ip", "phone")
-# All ASCII: Chinese may stand right before and behind. RFC 5321 without quoted local parts; bounded, so that a long run of letters costs no square.
+# All ASCII: Chinese may stand right before and behind. RFC 5321 without quoted local parts;
+# bounded, so that a long run of letters does not cost its square.
 _EMAIL = re.compile(
     r"(?<![\w.+%-])[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}"
     r"[A-Za-z]{2,24}(?![\w-])",

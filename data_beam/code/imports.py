@@ -8,6 +8,7 @@ generated program texts do not count. What an import means in a repository is `r
 from __future__ import annotations
 
 import bisect
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -35,7 +36,7 @@ class Import(NamedTuple):
 
 # Expressions begin with a literal, for which `re` searches ten times as fast; what must stand
 # before it on its line is looked at afterwards.
-_PYTHON = re.compile(r"import\b[ \t]*(\([^)]*\)?|[\w.][^\n;]*|\*)")
+_PYTHON = re.compile(r"import\b[ \t]*(\([^()]*+\)?|[\w.][^\n;]*+|\*)")
 _BEFORE = re.compile(r"([ \t]*+)(?:from[ \t]*(\.*[ \t]*[\w.]*)[ \t]+)?")
 _IMPORT_MODULE = re.compile(r"import_module\([ \t]*[rbf]?([\"'])")
 _LAZY_BLOCK = re.compile(r"(?:async[ \t]+)?def\b|if[ \t]+(?:\w+\.)*TYPE_CHECKING\b")
@@ -142,60 +143,72 @@ def _java(text: str) -> Iterator[Import]:
 
 # --- JavaScript and TypeScript: kind "import", "export", "require", "reference" ---
 
-_FROM = (
-    r"(?P<type>type[ \t\n]+)?(?:(?P<clause>{clause})[ \t\n]*\bfrom[ \t\n]*){optional}"
-    r"(?P<quote>[\"'`])"
-)
-_JAVASCRIPT = {
-    "import": re.compile(
-        r"import\b[ \t\n]*" + _FROM.format(clause=r"[\w$*{][^\"'`();=]*?", optional="?")
-    ),
-    "export": re.compile(
-        r"export\b[ \t\n]*"
-        + _FROM.format(clause=r"\*(?:[ \t\n]+as[ \t\n]+[\w$]+)?|\{[^}]*\}", optional="").replace(
-            r"\bfrom", "from"
-        )
-    ),
-    "require": re.compile(r"require[ \t]*\([ \t\n]*(?P<quote>[\"'`])"),
-    "dynamic": re.compile(r"import[ \t]*\([ \t\n]*(?P<quote>[\"'`])"),
-}
+_STATEMENT = re.compile(r"(?:im|ex)port\b")
+_CALL = re.compile(r"(?:require|import)[ \t]*\([ \t\n]*([\"'`])")
+_STATEMENT_END = re.compile(r"[\"'`;(=]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_TYPE = re.compile(r"type[ \t\n]+(?=[\w$*{])(?!from\b)")
 _REFERENCE = re.compile(r"^///[ \t]*<reference[ \t]+path=[\"']([^\"'\n]+)[\"']", re.MULTILINE)
 
 
 def _javascript(text: str) -> Iterator[Import]:
     blank = lexing.blank(text, lexing.scan(text, "typescript"), keep_quotes=True)
-    found = [
-        (match.start(), kind, match)
-        for kind, expression in _JAVASCRIPT.items()
-        for match in expression.finditer(blank)
-        if not (
-            match.start()
-            and (blank[match.start() - 1].isalnum() or blank[match.start() - 1] in "_$.")
-        )
-    ]
-    for start, kind, match in sorted(found, key=lambda item: item[:2]):
-        target = _quoted(text, blank, match.start("quote"))
-        if not target:
-            continue
-        if kind in ("require", "dynamic"):
-            line = blank.rfind("\n", 0, start) + 1
-            yield Import(target, (), kind == "dynamic" or blank[line].isspace(), "require")
-            continue
-        clause = match["clause"] or ""
-        inner = re.search(r"\{([^}]*)\}", clause)
-        names, aliases = (
-            _names(re.sub(r"\btype[ \t\n]+(?=[\w$])", "", inner[1])) if inner else ((), ())
-        )
-        if "*" in clause:
-            names, aliases = (*names, "*"), (*aliases, "*")
-        yield Import(target, names, bool(match["type"]), kind, aliases)
+    found = [*_statements(text, blank), *_calls(text, blank)]
+    for _, item in sorted(found, key=lambda pair: pair[0]):
+        yield item
     for match in _REFERENCE.finditer(text, 0, 5000):
         yield Import(match[1], kind="reference")
 
 
+def _is_word(blank: str, start: int) -> bool:
+    """Whether a word begins at `start`: it is no member and no end of another."""
+    before = blank[start - 1] if start else " "
+    return not (before.isalnum() or before in "_$.")
+
+
+def _statements(text: str, blank: str) -> Iterator[tuple[int, Import]]:
+    """`import ... from "x"`, `export ... from "x"`, `import "x"`."""
+    ends = [match.start() for match in _STATEMENT_END.finditer(blank)]
+    place = 0
+    starts = [match.start() for match in _STATEMENT.finditer(blank)]
+    for start, following in itertools.pairwise([*starts, len(blank)]):
+        while place < len(ends) and ends[place] < start:
+            place += 1
+        if place == len(ends):
+            return
+        quote = ends[place]
+        if quote > following or blank[quote] not in "\"'`" or not _is_word(blank, start):
+            continue
+        kind = blank[start : start + 6]
+        clause = blank[start + 6 : quote].strip()
+        lazy = bool(match := _TYPE.match(clause))
+        clause = clause[match.end() :] if match else clause
+        if clause.endswith("from"):
+            clause = clause.removesuffix("from")
+        elif clause or kind == "export":
+            continue
+        target = _quoted(text, blank, quote)
+        if target and (kind == "import" or clause[:1] in ("*", "{")):
+            inner = _BRACES.search(clause)
+            listed = re.sub(r"\btype[ \t\n]+(?=[\w$])", "", inner[1]) if inner else ""
+            names, aliases = _names(listed)
+            if "*" in clause:
+                names, aliases = (*names, "*"), (*aliases, "*")
+            yield start, Import(target, names, lazy, kind, aliases)
+
+
+def _calls(text: str, blank: str) -> Iterator[tuple[int, Import]]:
+    """`require("x")`, `import("x")`."""
+    for match in _CALL.finditer(blank):
+        if _is_word(blank, match.start()) and (target := _quoted(text, blank, match.start(1))):
+            line = blank.rfind("\n", 0, match.start()) + 1
+            lazy = match[0][0] == "i" or blank[line].isspace()
+            yield match.start(), Import(target, (), lazy, "require")
+
+
 # --- Go: aliases hold the name of the package here ---
 
-_GO = re.compile(r"import[ \t]*(?:\((?P<block>[^)]*)\)|(?P<alias>[\w.]+[ \t]+)?(?P<quote>[\"`]))")
+_GO = re.compile(r"import[ \t]*(?:\((?P<block>[^()]*+)\)|(?P<alias>[\w.]+[ \t]+)?(?P<quote>[\"`]))")
 _GO_SPEC = re.compile(r"([\w.]+[ \t]+)?([\"`])")
 
 
@@ -222,17 +235,17 @@ def _go(text: str) -> Iterator[Import]:
 # --- Rust: kind "mod", "path" (mod with a path), "use", "pub use", "crate", "include" ---
 
 _RUST = re.compile(
-    r"\n(?P<indent>[ \t]*+)(?P<pub>pub(?:\([^)\n]*\))?[ \t]+)?"
-    r"(?:mod[ \t]+(?:r#)?(?P<mod>\w+)[ \t]*;"
-    r"|use[ \t\n]+(?P<use>[^;]{1,20000});|extern[ \t]+crate[ \t]+(?P<crate>\w+))"
+    r"\n(?P<indent>[ \t]*+)(?P<pub>pub(?:\([^)\n]*\))?[ \t]+)?(?:mod[ \t]+(?:r#)?(?P<mod>\w+)[ \t]*;"
+    r"|(?P<use>use)[ \t\n]+|extern[ \t]+crate[ \t]+(?P<crate>\w+))"
 )
 _RUST_INLINE = re.compile(r"crate(?:::\w+)+"), re.compile(r"super(?:::\w+)+")
 _RUST_PATH = re.compile(
-    r"#\[path[ \t]*=[ \t]*\"([^\"\n]+)\"\]\s*(?:#\[[^\]]*\]\s*)*"
+    r"#\[path[ \t]*=[ \t]*\"([^\"\n]+)\"\]\s*(?:#\[[^\]\n]{0,300}\]\s*){0,5}"
     r"(?:pub(?:\([^)]*\))?\s+)?mod\s+(\w+)\s*;"
 )
 _RUST_INCLUDE = re.compile(r"include!\(\s*(\")")
-_MAX_USES = 2000  # names in one `use`; more is no hand-written program
+_MAX_USES = 2000  # names in one `use`, and characters of it: more is no hand-written program
+_MAX_USE_CHARS = 20_000
 
 
 def _expand_use(tree: str) -> list[tuple[str, str]]:
@@ -273,7 +286,8 @@ def _rust(text: str) -> Iterator[Import]:
     comments = lexing.blank(text, [span for span in spans if span.kind == lexing.COMMENT])
     paths = {match[2]: match[1] for match in _RUST_PATH.finditer(comments)}
     taken = []
-    for match in _RUST.finditer("\n" + blank):  # so that positions are one too high
+    matches = list(_RUST.finditer(f"\n{blank}"))  # so positions are one too high
+    for match, following in itertools.zip_longest(matches, matches[1:]):
         inner = bool(match["indent"])
         if match["mod"]:
             if inner:
@@ -285,8 +299,12 @@ def _rust(text: str) -> Iterator[Import]:
         elif match["crate"]:
             yield Import(match["crate"], kind="crate")
         else:
-            taken.append((match.start() - 1, match.end() - 1))
-            for path, alias in _expand_use(match["use"]):
+            begin = match.end() - 1
+            end = blank.find(";", begin, begin + _MAX_USE_CHARS)
+            if end < 0 or (following and following.start() - 1 < end):
+                continue
+            taken.append((begin, end))
+            for path, alias in _expand_use(blank[begin:end]):
                 if inner and path.startswith("super::"):
                     path = path.removeprefix("super::")  # of a module inside this file
                     if not path.startswith("super::"):

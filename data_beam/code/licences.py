@@ -68,7 +68,12 @@ def of_file(path: str, text: str) -> str | None:
 
 
 def of_repository(files: Iterable[tuple[str, str]]) -> dict[str, str | None]:
-    """The licence of every file of one repository, given as (path, text).
+    """The licence of every file of one repository, given as (path, text)."""
+    return of_stated((path, of_file(path, text)) for path, text in files)
+
+
+def of_stated(files: Iterable[tuple[str, str | None]]) -> dict[str, str | None]:
+    """The licence of every file of one repository, given as (path, what the file itself states).
 
     A file's own notice decides; without one, the folder nearest above it that has a licence file or
     package metadata. Several licence files side by side (LICENSE-MIT, LICENSE-APACHE) are a choice;
@@ -77,9 +82,8 @@ def of_repository(files: Iterable[tuple[str, str]]) -> dict[str, str | None]:
     own: dict[str, str | None] = {}
     texts: dict[str, dict[str, str]] = {}
     metadata: dict[str, str] = {}
-    for path, text in files:
+    for path, stated in files:
         folder = path.rpartition("/")[0]
-        stated = of_file(path, text)
         if is_licence_file(path):
             if folder.rpartition("/")[2] in ("LICENSES", "licenses"):
                 folder = folder.rpartition("/")[0]

@@ -208,9 +208,8 @@ class Phrases:
         # Spaces around the text, so that its ends are boundaries.
         inside = np.zeros(len(text) + 2, bool)
         np.equal(character_classes().take(codepoints(text)), WORD, out=inside[1:-1])
-        good = ~(self._bound[entry, 0] & inside[starts]) & ~(
-            self._bound[entry, 1] & inside[ends + 1]
-        )
+        left, right = self._bound[entry].T
+        good = ~(left & inside[starts] | right & inside[ends + 1])
         entry, starts, ends = entry[good], starts[good], ends[good]
         if not len(entry):
             return Found()

@@ -76,9 +76,11 @@ class Signals(TextArrays):
 
     @signal
     def mean_word_length(self) -> float:
-        """Over the words of scripts that use spaces (Gopher); NaN when these are fewer than ten."""
-        spaced = self.word_lengths[self.word_flags & IDEOGRAPH == 0]
-        return float(spaced.mean()) if len(spaced) >= _FEW else math.nan
+        """Over the words of scripts that use spaces (Gopher), in columns: a Korean syllable is two
+        or three letters and counts two. NaN when these words are fewer than ten."""
+        spaced = self.word_flags & IDEOGRAPH == 0
+        lengths = (self.word_lengths << ((self.word_flags & WIDE) != 0))[spaced]
+        return float(lengths.mean()) if len(lengths) >= _FEW else math.nan
 
     @signal
     def max_word_length(self) -> int:

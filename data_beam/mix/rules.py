@@ -32,7 +32,8 @@ from internlm2_jax.errors import UserError
 class Rule:
     """Drops a document for `reason` when the value of `signal` ("attribute.column") lies outside
     [minimum, maximum], or is not among `allowed`, or when the column `of` names another document,
-    of which this one is a copy. NaN and null pass. `lang` limits the rule to these languages."""
+    of which this one is a copy. NaN and null pass. `lang` limits the rule to these languages,
+    `where` ("attribute.column=value") to documents with that value."""
 
     stage: str
     reason: str
@@ -42,9 +43,14 @@ class Rule:
     allowed: tuple[str, ...] | None = None
     of: str | None = None
     lang: tuple[str, ...] | None = None
+    where: str | None = None
 
     def __post_init__(self):
-        for column in (self.signal, self.of or "a.b"):
+        if self.where is not None and "=" not in self.where:
+            raise UserError(
+                f"rule {self.reason}: where {self.where!r} is not of the form column=value"
+            )
+        for column in self.columns:
             if column.count(".") != 1:
                 raise UserError(
                     f"rule {self.reason}: {column!r} is not of the form attribute.column"
@@ -56,7 +62,8 @@ class Rule:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return (self.signal, self.of) if self.of else (self.signal,)
+        where = self.where and self.where.partition("=")[0]
+        return tuple(column for column in (self.signal, self.of, where) if column)
 
 
 Rules = Mapping[str, Sequence[Rule]]
@@ -171,12 +178,20 @@ def from_json(row: Mapping[str, Any]) -> Rule:
 
 def broken(rule: Rule, column: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
     """[documents] bool: who breaks the rule. `column` gives the rule's columns by name."""
+    outside = _outside(rule, column)
+    if rule.where is not None:
+        name, _, value = rule.where.partition("=")
+        outside &= np.array(column[name].to_pylist(), object) == value
+    return outside
+
+
+def _outside(rule: Rule, column: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
     values = column[rule.signal]
     if rule.of is not None:
         return column[rule.of].is_valid().to_numpy()
     if rule.allowed is not None:
-        outside = pc.invert(pc.is_in(values, value_set=pa.array(rule.allowed)))
-        return pc.and_(outside, values.is_valid()).to_numpy()
+        other = pc.invert(pc.is_in(values, value_set=pa.array(rule.allowed)))
+        return pc.and_(other, values.is_valid()).to_numpy()
     numbers = numeric(values)
     with np.errstate(invalid="ignore"):
         return (numbers < rule.minimum) | (numbers > rule.maximum)

@@ -43,20 +43,23 @@ class Assemble(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-    """`edits` are columns of removed spans ("attribute.column", lists of start, end, start, end ...
-    in characters) cut out of the kept texts; `suffix` is a column that becomes the
+    """How the kept documents become the corpus; columns are named "attribute.column".
+
+    `edits` are columns of spans (lists of start, end, start, end ... in characters) cut out of the
+    texts. `licence` is a column that becomes the document's. `suffix` is a column that becomes the
     document's meta "grade" and is appended to its source ("code" -> "code_high"), so that training
-    can weigh grades differently; `validation_fraction` of
-    each source's documents validate, at least one when there are two; `split_by` "repo" keeps
-    repositories whole. `assemble` makes the kept documents of a shard into others (the files of a
-    repository into one)."""
+    can weigh grades differently. `assemble` makes the kept documents of a shard into others (the
+    files of a repository into one). `validation_fraction` of each source's documents validate, at
+    least one when there are two; `split_by` "repo" keeps repositories whole.
+    """
 
     seed: int = 0
     validation_fraction: float = 0.02
     split_by: str = "id"
-    assemble: Assemble | None = None
     edits: tuple[str, ...] = ()
+    licence: str | None = None
     suffix: str | None = None
+    assemble: Assemble | None = None
 
     def settings(self) -> dict[str, Any]:
         """In JSON types, for resume keys and manifests."""
@@ -64,9 +67,12 @@ class Mix:
         return {**vars(self), "assemble": made}
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(column for column in (*self.edits, self.licence, self.suffix) if column)
+
+    @property
     def attributes(self) -> tuple[str, ...]:
-        columns = (*self.edits, *([self.suffix] if self.suffix else []))
-        return tuple(sorted({column.partition(".")[0] for column in columns}))
+        return tuple(sorted({column.partition(".")[0] for column in self.columns}))
 
 
 def split_of(number: int, extremes: Sequence[int], fraction: float) -> str:
@@ -210,7 +216,7 @@ class _WriteKept(beam.DoFn):
     def _columns(self, shard: int) -> dict[str, list[Any]]:
         table = tables.read_attribute(self.output, decide.NAME, shard)
         columns = {name: table[name].to_pylist() for name in table.column_names}
-        for column in (*self.mix.edits, *([self.mix.suffix] if self.mix.suffix else [])):
+        for column in self.mix.columns:
             attribute, _, name = column.partition(".")
             values = tables.read_attribute(self.output, attribute, shard, [name])[name]
             columns[column] = values.to_pylist()
@@ -222,6 +228,8 @@ class _WriteKept(beam.DoFn):
         )
         if spans:
             document = document._replace(text=cut(document.text, _joined(spans)))
+        if self.mix.licence and (licence := columns[self.mix.licence][row]):
+            document = document._replace(license=licence)
         if self.mix.suffix and (suffix := columns[self.mix.suffix][row]):
             document = document._replace(meta={**document.meta, "grade": suffix})
         return document

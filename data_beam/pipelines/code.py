@@ -18,7 +18,7 @@ from data_beam.attributes.code_quality import CodeQuality
 from data_beam.attributes.fingerprints import Fingerprints
 from data_beam.attributes.licences import Licence
 from data_beam.attributes.signals import TextSignals
-from data_beam.code import assemble, graded, grades, spdx
+from data_beam.code import assemble, graded, grades, repository
 from data_beam.dedup.near import NearDuplicates
 from data_beam.io import listing, readers
 from data_beam.mix import decide, funnel, rules, write
@@ -26,7 +26,16 @@ from data_beam.mix.rules import Rule
 from data_beam.pipelines import build, ingest
 from data_beam.schema import Document, Drop
 
+_IS_CODE = f"repository.kind={repository.CODE}"
+# A licence's text has done its work when every file knows its licence.
+LICENCE_TEXT = Rule(
+    "licence", "licence_text", "repository.kind",
+    allowed=(repository.CODE, repository.DOCUMENTATION),
+)  # fmt: skip
+NOT_PERMISSIVE = Rule("licence", "not_permissive", "repository.permissive", minimum=1)
+UNLICENSED = Rule("licence", "no_licence", "repository.licensed", minimum=1)
 GENERATED = Rule("filter", "generated", "licence.generated", maximum=0)
+LOW_GRADE = Rule("quality", "low_grade", "grade.grade", allowed=(grades.HIGH, grades.MODERATE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +44,7 @@ class Code:
     freely, and those without any unless `drop_unlicensed`; "any" keeps all."""
 
     rules: str = "internlm2_code"
+    documentation_rules: str = "internlm2_text"
     licences: str = "any"
     drop_unlicensed: bool = False
     near: NearDuplicates = dataclasses.field(default_factory=NearDuplicates)
@@ -79,19 +89,35 @@ class Grading:
         return graded.run(output, self.settings, candidates, beam_options=beam_options)
 
 
+def cleaning_rules(settings: Code) -> dict[str, tuple[Rule, ...]]:
+    """Licences, then what no person wrote, then the rules: those for code on code, those for text
+    on documentation."""
+    first = [LICENCE_TEXT]
+    if settings.licences == "permissive":
+        first.append(NOT_PERMISSIVE)
+    if settings.drop_unlicensed:
+        first.append(UNLICENSED)
+    prose = [
+        dataclasses.replace(rule, where=f"repository.kind={repository.DOCUMENTATION}")
+        for rule in rules.rules_for("text", rules.load(settings.documentation_rules))
+        if rule.where is None
+    ]
+    return {
+        source: (
+            *first, GENERATED,
+            *(rule if rule.where else dataclasses.replace(rule, where=_IS_CODE) for rule in some),
+            *prose,
+        )
+        for source, some in rules.load(settings.rules).items()
+    }  # fmt: skip
+
+
 def recipe(settings: Code) -> build.Recipe:
     """The attributes to compute and the rules to apply."""
-    preset = rules.load(settings.rules)
-    cleaning = {source: (GENERATED, *some) for source, some in preset.items()}
-    low = Rule("quality", "low_grade", "grade.grade", allowed=(grades.HIGH, grades.MODERATE))
-    everything = {source: (*some, low) for source, some in cleaning.items()}
-    options = assemble.Options(
-        max_bytes=settings.max_document_bytes,
-        allowed=spdx.PERMISSIVE if settings.licences == "permissive" else None,
-        keep_unlicensed=not settings.drop_unlicensed,
-    )
+    cleaning = cleaning_rules(settings)
+    options = assemble.Options(max_bytes=settings.max_document_bytes)
     return build.Recipe(
-        rules=everything,
+        rules={source: (*some, LOW_GRADE) for source, some in cleaning.items()},
         attributes=(
             TextSignals(), Licence(), CodeQuality(),
             Fingerprints(
@@ -100,10 +126,10 @@ def recipe(settings: Code) -> build.Recipe:
             ),
         ),
         near=settings.near,
-        scores=(Grading(settings.grades, cleaning),),
+        scores=(repository.Repository(), Grading(settings.grades, cleaning)),
         mix=write.Mix(
-            seed=settings.seed, validation_fraction=settings.validation_fraction,
-            split_by="repo", suffix="grade.grade", assemble=Repositories(options),
+            seed=settings.seed, validation_fraction=settings.validation_fraction, split_by="repo",
+            licence="repository.spdx", suffix="grade.grade", assemble=Repositories(options),
         ),
         max_removed_share=settings.max_removed_share,
     )  # fmt: skip

@@ -73,10 +73,10 @@ def classifier(
     folder: Path,
     *,
     labelled: Path | str,
-    tokenizer: Path,
+    tokenizer: Path | str,
     training: ClassifierTraining,
     model: ModelConfig | None = None,
-    base: Path | None = None,
+    base: Path | str | None = None,
     pooling: Pooling = "mean",
     judge: Judge = "mean",
     cutoff: CutoffRule = _BEST_F1,
@@ -92,6 +92,7 @@ def classifier(
         judge: what a rule looks at in a long document: the "mean" of its windows, or its "worst".
         held_out: share of the groups of texts for validation, and again for the test.
     """
+    tokenizer = Path(tokenizer)
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     parts, counts = _labelled(folder, labelled, held_out)
     if (model is None) == (base is None):

@@ -185,7 +185,10 @@ mod a;
 pub(crate) mod b;
 #[path = "other/c.rs"]
 mod c;
-mod inline { use super::d; use super::super::e; }
+mod inline {
+    use super::d;
+    use super::super::e;
+}
 use crate::f::{self, g as G, h::{i, j::*}};
 pub use self::k::L;
 extern crate m;
@@ -193,11 +196,14 @@ fn x() { let s = "use no::no;"; crate::n::o(); super::p::Q; }
 include!("q.rs");
 macro_rules! r { () => { $crate::no::no } }
 """
-    found = [(i.target, i.kind, i.aliases[0] if i.aliases else "", i.lazy) for i in imports(text, "rust")]
+    found = [
+        (i.target, i.kind, i.aliases[0] if i.aliases else "", i.lazy) for i in imports(text, "rust")
+    ]
     assert found == [
         ("a", "mod", "", False),
         ("b", "mod", "", False),
         ("other/c.rs", "path", "", False),
+        ("super::e", "use", "e", True),  # of the module around: the one inside is this file
         ("crate::f", "use", "f", False),
         ("crate::f::g", "use", "G", False),
         ("crate::f::h::i", "use", "i", False),
@@ -217,11 +223,11 @@ def test_any_text(text, lang):
     assert imports(text, "cobol") == []
 
 
-@pytest.mark.parametrize("lang", sorted(LANGUAGES))
+@pytest.mark.parametrize("lang", ["python", "c++", "java", "typescript", "go", "rust"])
 @pytest.mark.parametrize(
     "unit",
     ["import ", "import(", "from a import (", "use a::{", "#include ", "export {", "import {\n", "  ",
-     "import a.", "\n", "import '", "crate::", "if x:\n import a\n ", "mod a", "export * as "],
+     "import a.", "\n", "import '", "crate::", "if x:\n import a\n ", "mod a", "export * as ", "\nuse a::{", "\n#[path=\"a\"]", "import x from "],
 )  # fmt: skip
 def test_hostile_texts_take_linear_time(lang, unit):
     text = unit * (60_000 // len(unit))

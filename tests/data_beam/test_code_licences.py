@@ -151,8 +151,10 @@ def test_installed_packages(package, expected):
     ("text", "expected"),
     [
         ("// SPDX-License-Identifier: MIT\nint x;", "MIT"),
-        ("/* SPDX-License-Identifier: GPL-2.0+ WITH Linux-syscall-note */",
-         "GPL-2.0-or-later WITH Linux-syscall-note"),
+        (
+            "/* SPDX-License-Identifier: GPL-2.0+ WITH Linux-syscall-note */",
+            "GPL-2.0-or-later WITH Linux-syscall-note",
+        ),
         ("# SPDX-License-Identifier: (mit OR apache-2.0)\n", "MIT OR Apache-2.0"),
         ("#!/bin/sh\n#\n# SPDX-License-Identifier: GPL-2.0\n", "GPL-2.0-only"),
         ('"""Docs."""\n__license__ = "BSD 3-Clause"\n', "BSD-3-Clause"),

@@ -90,7 +90,9 @@ def test_levels_mix_widths():
     assert normalized_lines(text) == ["a", " b", "  c", " d", "  e", "f"]
 
 
-@pytest.mark.parametrize("text", ["int f(int aB) { return aB_2; }\n", "näme = 'ü' + 变量\n\tx\n", "", "\n \n"])
+@pytest.mark.parametrize(
+    "text", ["int f(int aB) { return aB_2; }\n", "näme = 'ü' + 变量\n\tx\n", "", "\n \n"]
+)
 def test_words_are_those_of_the_text(text):
     tokens = tokenize_code(text)
     words = [text[s:e] for s, e in zip(tokens.starts, tokens.ends, strict=True) if e > s]

@@ -199,6 +199,7 @@ def test_words_and_characters_by_hand():
 def test_word_length_means_nothing_for_chinese():
     assert math.isnan(Signals("你好世界" * 50).mean_word_length)
     assert Signals("four word text here " * 5).mean_word_length == pytest.approx(4.0)
+    assert Signals("한국어 문장은 " * 5).mean_word_length == pytest.approx(6.0)
 
 
 def test_generated_files_say_so():

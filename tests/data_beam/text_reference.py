@@ -156,7 +156,8 @@ def signals(text: str) -> dict[str, float]:
         "num_chars": len(text),
         "num_words": count,
         "mean_word_length": (
-            sum(map(len, spaced)) / len(spaced) if len(spaced) >= 10 else math.nan
+            sum(len(w) * (2 if wide(w[0]) else 1) for w in spaced) / len(spaced)
+            if len(spaced) >= 10 else math.nan
         ),
         "max_word_length": max(map(len, some), default=0),
         "alphabetic_word_share": share(

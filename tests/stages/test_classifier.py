@@ -137,7 +137,7 @@ def test_killed_and_continued_is_the_same(trained, folders, tmp_path, monkeypatc
 
 
 def test_other_texts_do_not_slip_into_a_resumed_run(folders, tmp_path, monkeypatch):
-    def dies(*args):
+    def dies(*args, **more):
         raise Killed
 
     monkeypatch.setattr(stage, "fit", dies)

@@ -1,0 +1,92 @@
+"""A fluency classifier for corpus filtering, without labels: real passages against damaged ones.
+
+Needs   : nothing; the passages are what every machine has (documentation), or --corpus DIR.
+          --set labelled=FILE takes a labelled file of your own instead (toxicity, advertisements:
+          JSON lines {"text", "label": 1 = to be dropped}), --set base_run=RUN starts from the
+          pre-trained model of a run and takes its tokenizer
+Mesh    : one CPU device
+Expect  : EXPECT
+Run     : internlm2 run experiments/data/fluency.py           (the same again resumes or skips)
+          internlm2 run experiments/data/fluency.py --set base_run=runs/demo
+          internlm2 run experiments/data/fluency.py --tiny
+Apply   : data_beam.scoring.score.Classifier("fluency", "runs/fluency/classifier"), as a step of
+          `python -m data_beam web_text`
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from data_beam.scoring.curves import CutoffRule
+from data_beam.scoring.fasttext_model import FastTextTraining
+from internlm2_jax import stages
+from internlm2_jax.config import Config, Partial
+from internlm2_jax.models.config import preset
+from internlm2_jax.stages import Output, Pipeline
+from internlm2_jax.stages.classifier import ClassifierTraining, classifier, fasttext_classifier
+from internlm2_jax.stages.labelled import labelled_fluency
+
+output = functools.partial(Config, Output)
+
+
+def experiment(
+    seed: int = 0,
+    corpus: str | None = None,
+    labelled: str | None = None,
+    base_run: str | None = None,
+    preset_name: str = "demo",
+) -> Config:
+    """Both backends on one labelled file. See the top of this file for the arguments."""
+    parts: dict[str, Any] = {
+        "corpus": Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed)
+    }
+    start: dict[str, Any] = {"model": Config(preset, preset_name)}
+    if base_run is None:
+        parts["tokenizer"] = Partial(
+            stages.tokenizer, corpus=output("corpus"), vocab_size=2048, seed=seed
+        )
+        start["tokenizer"] = output("tokenizer")
+    else:
+        start = {"base": f"{base_run}/pretrain", "tokenizer": f"{base_run}/tokenizer"}
+    if labelled is None:
+        parts["labelled"] = Partial(
+            labelled_fluency, corpus=output("corpus"), per_document=12, seed=seed
+        )
+    return Config(
+        Pipeline,
+        **parts,
+        fasttext=Partial(
+            fasttext_classifier,
+            labelled=labelled or output("labelled"),
+            training=Config(FastTextTraining, epochs=20, seed=seed),
+            cutoff=Config(CutoffRule, precision=0.95),
+        ),
+        classifier=Partial(
+            classifier,
+            labelled=labelled or output("labelled"),
+            **start,
+            training=Config(
+                ClassifierTraining,
+                steps=400,
+                row_length=256,
+                batch_size=16,
+                learning_rate=1e-3,
+                warmup=30,
+            ),
+            cutoff=Config(CutoffRule, precision=0.95),
+            seed=seed,
+        ),
+    )
+
+
+def tiny(seed: int = 0, corpus: str | None = None) -> Config:
+    """The same, small enough to try every stage in half a minute."""
+    config = experiment(seed=seed, corpus=corpus, preset_name="tiny")
+    config.corpus.max_bytes = 2_000_000
+    config.tokenizer.vocab_size = 1024
+    config.fasttext.training.epochs = 3
+    training = config.classifier.training
+    training.steps, training.row_length, training.batch_size, training.warmup = 4, 64, 8, 1
+    config.classifier.held_out = config.fasttext.held_out = 0.2
+    return config
