@@ -125,10 +125,11 @@ def web_text(context: click.Context, **options: Any):
         lines = RepeatedLines() if options.pop("dedup_lines") else None
         reading = _reading(options, extractor=options.pop("extractor"))
         classifiers = dict(_pair(text) for text in options.pop("classifiers"))
-        settings = job.WebText(
-            near=near, lines=lines, classifiers=classifiers,
-            **{name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in options.items()},
-        )  # fmt: skip
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in options.items()
+        }
+        settings = job.WebText(near=near, lines=lines, classifiers=classifiers, **fields)
         return job.run(settings=settings, beam_options=context.args, **reading)
 
     _report(_run(start))

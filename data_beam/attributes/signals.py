@@ -10,12 +10,16 @@ import pyarrow as pa
 
 from data_beam.attributes.base import Examined
 from data_beam.kernels.c4 import select_lines
-from data_beam.kernels.textstats import SIGNALS, share_ngram_work
+from data_beam.kernels.textstats import SIGNALS, Signals, share_ngram_work
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSignals:
-    """A column for every signal. NaN where a signal means nothing for the text."""
+    """A column for every signal. NaN where a signal means nothing for the text.
+
+    Of a longer text the first `max_chars` characters are looked at, for up to 150 bytes of memory
+    go for each; `num_chars` is always of the whole.
+    """
 
     name: ClassVar[str] = "signals"
     version: ClassVar[int] = 1
@@ -23,13 +27,20 @@ class TextSignals:
         [(name, pa.int32() if kind is int else pa.float32()) for name, kind in SIGNALS.items()]
     )
 
+    max_chars: int = 2_000_000
+
     def setup(self) -> None:
         pass
 
     def compute(self, batch: Sequence[Examined]) -> dict[str, Sequence[Any]]:
-        many = [examined.signals for examined in batch]
+        texts = [examined.document.text for examined in batch]
+        many = [
+            examined.signals if len(text) <= self.max_chars else Signals(text[: self.max_chars])
+            for examined, text in zip(batch, texts, strict=True)
+        ]
         share_ngram_work(many)
-        return {name: [getattr(one, name) for one in many] for name in SIGNALS}
+        columns = {name: [getattr(one, name) for one in many] for name in SIGNALS}
+        return {**columns, "num_chars": list(map(len, texts))}
 
 
 @dataclasses.dataclass(frozen=True)

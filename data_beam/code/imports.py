@@ -40,7 +40,7 @@ _PYTHON = re.compile(r"import\b[ \t]*(\([^()]*+\)?|[\w.][^\n;]*+|\*)")
 _BEFORE = re.compile(r"([ \t]*+)(?:from[ \t]*(\.*[ \t]*[\w.]*)[ \t]+)?")
 _IMPORT_MODULE = re.compile(r"import_module\([ \t]*[rbf]?([\"'])")
 _LAZY_BLOCK = re.compile(r"(?:async[ \t]+)?def\b|if[ \t]+(?:\w+\.)*TYPE_CHECKING\b")
-_LOOK_BACK = 500  # lines above an indented import, for the block it stands in
+_LOOK_BACK = 200  # lines above an indented import, for the block it stands in
 
 
 def _is_lazy(text: str, start: int, indent: int) -> bool:
@@ -168,17 +168,12 @@ def _is_word(blank: str, start: int) -> bool:
 
 def _statements(text: str, blank: str) -> Iterator[tuple[int, Import]]:
     """`import ... from "x"`, `export ... from "x"`, `import "x"`."""
-    ends = [match.start() for match in _STATEMENT_END.finditer(blank)]
-    place = 0
     starts = [match.start() for match in _STATEMENT.finditer(blank)]
     for start, following in itertools.pairwise([*starts, len(blank)]):
-        while place < len(ends) and ends[place] < start:
-            place += 1
-        if place == len(ends):
-            return
-        quote = ends[place]
-        if quote > following or blank[quote] not in "\"'`" or not _is_word(blank, start):
+        end = _STATEMENT_END.search(blank, start, following)
+        if end is None or end[0] not in "\"'`" or not _is_word(blank, start):
             continue
+        quote = end.start()
         kind = blank[start : start + 6]
         clause = blank[start + 6 : quote].strip()
         lazy = bool(match := _TYPE.match(clause))

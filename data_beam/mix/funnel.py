@@ -112,7 +112,8 @@ def _add_assembly(funnel: dict[str, Any], counts: Mapping[str, dict[str, Any]]) 
         source["stages"].append(row)
         source |= {"kept_documents": count["out"][0], "kept_bytes": count["out"][1]}
         rows.append(row)
-    funnel["stages"].append(_sum(rows))
+    made = {unit: sum(row["assembled"][unit] for row in rows) for unit in ("documents", "bytes")}
+    funnel["stages"].append({**_sum(rows), "assembled": made})
 
 
 def check(funnel: dict[str, Any], max_removed_share: float) -> None:

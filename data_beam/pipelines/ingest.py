@@ -19,7 +19,7 @@ from data_beam.io import readers, storage, writers
 from data_beam.io.listing import FileRef
 from data_beam.schema import DeadLetter, Document, hash63, shard_of
 from data_beam.stage import Documents, Output, open_documents
-from data_beam.transforms.normalize import VERSION, normalize
+from data_beam.kernels.normalize import VERSION, normalize
 from internlm2_jax.errors import UserError
 from internlm2_jax.files import fingerprint
 

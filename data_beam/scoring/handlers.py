@@ -5,6 +5,7 @@ Nothing here imports jax or fastText: the loaders do, when a worker sets up.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ if base.resource is None:
     base.resource = resource
 
 log = logging.getLogger(__name__)
+_CHARACTERS = 8192  # of a document that counts as one
 
 Values = dict[str, Any]
 
@@ -48,7 +50,8 @@ class ScoreHandler(base.ModelHandler):
 
     Args:
         load: a picklable function without arguments; called once per worker process.
-        per_call: documents that go to the model together. Fixed, not tuned by Beam as it runs.
+        per_call: documents that go to the model together, a long one counting as several. Fixed,
+            not tuned by Beam as it runs.
         share: one copy of the model for all processes of a machine, called through a proxy. For
             models that do not fit in memory several times over, or on one accelerator.
 
@@ -60,6 +63,7 @@ class ScoreHandler(base.ModelHandler):
         super().__init__(
             min_batch_size=per_call,
             max_batch_size=per_call,
+            element_size_fn=functools.partial(_weight, per_call),
             large_model=share,
         )
         self._load = load
@@ -81,6 +85,14 @@ class ScoreHandler(base.ModelHandler):
 
     def get_metrics_namespace(self) -> str:
         return "scoring"
+
+
+def _weight(most: int, element: Any) -> int:
+    """How many ordinary documents an element, with its key or without, counts for."""
+    while not isinstance(element, str):
+        element = element[-1]
+    # Beam emits an empty batch before an element above the limit.
+    return min(most, 1 + len(element) // _CHARACTERS)
 
 
 def score_all(model: ScoringModel, examples: list[Any]) -> list[Values | Failed]:

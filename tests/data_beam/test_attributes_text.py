@@ -100,6 +100,13 @@ def test_signals_say_nothing_where_they_mean_nothing():
     assert TextSignals.schema.field("letter_share").type == pa.float32()
 
 
+def test_of_a_long_text_the_head_is_looked_at():
+    rows = values(TextSignals(max_chars=20), [examined("x" * 20), examined("x" * 20 + " 1 2 3")])
+    short, long = rows.to_pylist()
+    assert (short.pop("num_chars"), long.pop("num_chars")) == (20, 26)
+    assert repr(short) == repr(long)
+
+
 def test_c4_lines_are_spans_of_the_text():
     text = f"Menu | Home\n{ENGLISH}\n\nshort.\n{CHINESE}\n"
     row = values(C4Lines(), [examined(text)]).to_pylist()[0]

@@ -13,10 +13,11 @@ import pytest
 from small_corpus import doc, write_documents
 
 from data_beam.attributes import tables
-from data_beam.attributes.base import settings_of
+from data_beam.attributes.base import Examined, settings_of
 from data_beam.attributes.fingerprints import Fingerprints
-from data_beam.dedup import clusters, near
+from data_beam.dedup import buckets, clusters, components, near
 from data_beam.dedup.near import NearDuplicates
+from data_beam.kernels import minhash
 from data_beam.pipelines import annotate
 from data_beam.schema import Document
 from data_beam.stage import Documents, Output, open_documents, part_name
@@ -160,7 +161,43 @@ def test_pairs_above_the_threshold_meet(found, jaccard):
         assert len(pairs) >= 25
         hits = sum(cluster(found, a) == cluster(found, b) for a, b in pairs)
         recall[low] = hits / len(pairs)
-    assert recall[0.7] >= 0.7 and recall[0.8] >= 0.99 and recall[0.9] == 1.0, recall
+    # One seed of the hashes: theory says 0.66, 0.989 and 1.000 for the pairs on their own.
+    assert recall[0.7] >= 0.66 and recall[0.8] >= 0.95 and recall[0.9] == 1.0, recall
+
+
+def roots(signatures: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """The component of every document: pairs whose estimate reaches 0.7, and equal signatures."""
+    left, right = pairs[:, 0], pairs[:, 1]
+    good = minhash.similarity(signatures[left], signatures[right]) >= 0.7
+    _, first, same = np.unique(signatures, axis=0, return_index=True, return_inverse=True)
+    both = np.concatenate([pairs[good], np.stack([np.arange(len(same)), first[same]], axis=1)])
+    table = components.edges(both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64))
+    members = components.members(components.mirrored(components.local(table)))
+    result = np.arange(len(signatures))
+    result[members["node"].astype(int)] = members["other"]
+    return result
+
+
+def test_the_pairs_of_a_bucket_find_what_all_its_pairs_would(corpus, jaccard):
+    """And, over several seeds of the hashes, at least 0.99 of the pairs at J >= 0.8."""
+    place = {name: number for number, name in enumerate(corpus[0])}
+    examined = [Examined(document) for document in documents_of(corpus[0])]
+    known = np.array([[place[a], place[b]] for a, b in jaccard])
+    value = np.array(list(jaccard.values()))
+    number = np.arange(len(examined), dtype=np.uint64)
+    recall = []
+    for seed in range(8):
+        signatures, _ = Fingerprints(seed=seed).sign(examined)
+        _, digest = np.unique(signatures, axis=0, return_inverse=True)
+        members = buckets.band_members(signatures, number, digest.astype(np.uint64), number, 16, 8)
+        pairs = buckets.candidates(members, 2000).pairs
+        found = roots(signatures, np.stack([pairs["left"], pairs["right"]], 1).astype(int))
+        keys = minhash.band_keys(signatures, 16, 8)
+        every = known[(keys[known[:, 0]] == keys[known[:, 1]]).any(axis=1)]
+        np.testing.assert_array_equal(found, roots(signatures, every))
+        together = found[known[:, 0]] == found[known[:, 1]]
+        recall.append(together[value >= 0.8].mean())
+    assert np.mean(recall) >= 0.99, recall
 
 
 def test_what_is_removed_has_a_similar_partner_in_its_cluster(found, jaccard):

@@ -189,6 +189,10 @@ def test_handlers_travel_and_keep_their_settings(classifier):
     copy = pickle.loads(pickle.dumps(made))
     kwargs = copy.batch_elements_kwargs()
     assert (kwargs["min_batch_size"], kwargs["max_batch_size"]) == (7, 7)
+    weight = kwargs["element_size_fn"]
+    for element in ("x" * 20_000, (("shard", 3), "x" * 20_000), ((0, 1), ("id", "x" * 20_000))):
+        assert weight(element) == 3
+    assert (weight("x"), weight("x" * 10**6)) == (1, 7)  # never more than a batch holds
     assert not copy.share_model_across_processes()
     (result,) = copy.run_inference(["text"], copy.load_model())
     assert 0 < result["score"] < 1

@@ -156,6 +156,7 @@ class Lengths:
 
 def test_failures_are_null_with_a_reason_and_counted(classifier, tmp_path):
     texts = [f"text {i}" for i in range(40)] + ["bad one", "skip me", "another bad"]
+    texts += ["long " * 20_000, "longer " * 20_000]  # each more than a call holds
     documents = write_documents(tmp_path, texts, shards=3)
     manifest = score.run(tmp_path, Lengths(str(classifier)), max_failed_share=0.1)
     assert manifest["failed"] == 2

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_beam.scoring import handlers
+from data_beam.scoring import handlers, score
 from data_beam.scoring.curves import CutoffRule
 from internlm2_jax import files
 from internlm2_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -163,6 +163,17 @@ def test_a_trained_trunk_is_a_start(trained, folders, tmp_path):
     rows = files.read_jsonl(folders / "plain.jsonl")
     share = sum(row["label"] for row in rows) / len(rows)
     assert share < 0.6 < 0.75 < metrics[-1]["positives"]
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_and_its_classifiers_apply(tmp_path):
+    from internlm2_jax import config
+
+    experiment = config.load(ROOT / "experiments/data/fluency.py", function="tiny")
+    config.build(experiment).run(tmp_path, say=lambda line: None)
+    for name in ("fasttext", "classifier"):
+        manifest = score.Classifier(name, str(tmp_path / name)).run(tmp_path / "corpus")
+        assert manifest["records"] > 50 and manifest["failed"] == 0
 
 
 def test_contradictory_settings(folders, tmp_path):

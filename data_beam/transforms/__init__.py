@@ -1,1 +1,0 @@
-"""Steps between reading and writing: normalising, filtering, removing duplicates, counting."""
