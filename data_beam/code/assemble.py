@@ -181,10 +181,13 @@ def _repository(
             yield Drop(file.id, STAGE, "older_copy", 0.0, files[file.path].id)
         else:
             files[file.path] = file
-    stated = licences.of_repository((path, files[path].text) for path in sorted(files))
+    stated = {path: spdx.normalize(file.license) for path, file in files.items()}
+    if None in stated.values():  # not resolved before
+        found = licences.of_repository((path, files[path].text) for path in sorted(files))
+        stated = {path: found[path] or given for path, given in stated.items()}
     kept: dict[str, Document] = {}
     for path, file in sorted(files.items()):
-        licence = stated[path] or spdx.normalize(file.license) or ""
+        licence = stated[path] or ""
         if licences.is_licence_file(path):
             yield Drop(file.id, STAGE, "licence_text")
         elif options.allowed is not None and not licence and not options.keep_unlicensed:

@@ -1,6 +1,6 @@
 """The job graphs of the recipes as a remote runner would get them, and what travels through them.
 
-After a wanted change:  python tests/integration/graphs.py web_text > tests/golden/graph_web_text.txt
+After a wanted change:  cd tests; python integration/graphs.py NAME > golden/graph_NAME.txt
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ class Job:
                 yield transform.unique_name
             outputs = set(transform.outputs.values())
             for other in self.leaves():
-                if outputs & set(other.inputs.values()) and other not in reached:
-                    if other.spec.urn != SHUFFLE:
-                        reached.append(other)
+                follows = outputs & set(other.inputs.values())
+                if follows and other not in reached and other.spec.urn != SHUFFLE:
+                    reached.append(other)
 
 
 def _is_ours(pickled: bytes) -> bool:
