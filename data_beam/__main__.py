@@ -1,4 +1,4 @@
-"""Command line: `python -m data_beam PIPELINE --input GLOB --output DIR [options, any Beam option]`."""
+"""Command line: `python -m data_beam PIPELINE --input GLOB --output DIR [any Beam option]`."""
 
 from __future__ import annotations
 
@@ -111,6 +111,7 @@ def corpus(
               help="toxicity, pornography, advertisement or fluency, trained; may be repeated.")  # fmt: skip
 @click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME=PATH",
               help="Drop documents that hold questions of this evaluation set.")  # fmt: skip
+@click.option("--cut-personal-data", is_flag=True, help="Cut out e-mail and IP addresses.")
 @click.option("--dedup-lines", is_flag=True, help="Cut lines that other documents have already.")
 @_NEAR
 @click.pass_context

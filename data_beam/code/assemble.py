@@ -202,8 +202,8 @@ def _repository(
             kept[path] = file._replace(license=licence)
     if not kept:
         return
-    chunks = list(_cut(order(kept.values()), options.max_bytes))
-    for number, chunk in zip(parts, chunks, strict=False):
+    for chunk in _cut(order(kept.values()), options.max_bytes):
+        number = next(parts)
         title = chunk[0].repo if number == 1 else f"{chunk[0].repo} (part {number})"
         yield _document(title, number, chunk)
 

@@ -199,7 +199,7 @@ def _broken(corpus: Corpus, source: str, place: Place) -> list[tuple[Rule, str]]
             if attribute not in tables:
                 tables[attribute] = corpus.row(attribute, place)
             columns[column] = tables[attribute][name]
-        if rule.lang and columns[corpus.lang][0].as_py() not in rule.lang:
+        if rule.lang and not rules_module.among(columns[corpus.lang], rule.lang)[0]:
             continue
         if rules_module.broken(rule, columns)[0]:
             found.append((rule, _why(rule, columns[rule.signal][0].as_py())))

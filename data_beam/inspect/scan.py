@@ -129,14 +129,14 @@ class Part:
         codes, names = self.sources
         return codes == names.index(source) if source in names else np.zeros(len(codes), bool)
 
-    def of_langs(self, langs: Iterable[str]) -> np.ndarray:
-        codes, names = self.langs
-        return np.isin(codes, [names.index(lang) for lang in langs if lang in names])
-
     def mine(self, source: str, rule: Rule) -> np.ndarray:
         """[documents] bool: those that a rule of a source speaks of."""
         mine = self.of_source(source)
-        return mine if rule.lang is None else mine & self.of_langs(rule.lang)
+        return (
+            mine
+            if rule.lang is None
+            else mine & rules_module.among(self.columns[self.corpus.lang], rule.lang)
+        )
 
     def fate(self, row: int) -> tuple[str, str] | None:
         stage = self.stages[1][self.stages[0][row]]

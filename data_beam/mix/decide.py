@@ -60,7 +60,6 @@ def judge(output: str | os.PathLike, shard: int, rules: Rules) -> Verdicts:
     ids = columns["facts.id"].to_pylist()
     sources = np.array(columns["facts.source"].to_pylist(), object)
     languages = columns.get("language.lang", columns["facts.lang"])
-    lang = np.array(languages.to_pylist() if restricted else [], object)
     count = len(ids)
     rule_of = np.full(count, -1, np.int32)
     value = np.full(count, np.nan)
@@ -70,7 +69,7 @@ def judge(output: str | os.PathLike, shard: int, rules: Rules) -> Verdicts:
         for number, rule in enumerate(rules_for(source, rules)):
             hit = mine & (rule_of < 0) & rules_module.broken(rule, columns)
             if rule.lang is not None:
-                hit &= np.isin(lang, rule.lang)
+                hit &= rules_module.among(languages, rule.lang)
             if not hit.any():
                 continue
             rule_of[hit] = number

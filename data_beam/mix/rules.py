@@ -190,11 +190,19 @@ def _outside(rule: Rule, column: Mapping[str, pa.ChunkedArray]) -> np.ndarray:
     if rule.of is not None:
         return column[rule.of].is_valid().to_numpy()
     if rule.allowed is not None:
-        other = pc.invert(pc.is_in(values, value_set=pa.array(rule.allowed)))
-        return pc.and_(other, values.is_valid()).to_numpy()
+        return values.is_valid().to_numpy() & ~among(values, rule.allowed)
     numbers = numeric(values)
+    # The float32 of 0.3 lies above 0.3: a value at the limit is compared in its own precision.
+    kind = np.float32 if pa.types.is_float32(values.type) else np.float64
     with np.errstate(invalid="ignore"):
-        return (numbers < rule.minimum) | (numbers > rule.maximum)
+        return (numbers < kind(rule.minimum)) | (numbers > kind(rule.maximum))
+
+
+def among(values: pa.ChunkedArray, tags: Sequence[str]) -> np.ndarray:
+    """[documents] bool: whose value is one of `tags`, or a variety of it ("zh-Hant" of "zh")."""
+    known = values.unique().to_pylist()
+    wanted = [v for v in known if v is not None and (v in tags or v.partition("-")[0] in tags)]
+    return pc.is_in(values, value_set=pa.array(wanted, pa.string())).to_numpy()
 
 
 def numeric(values: pa.ChunkedArray) -> np.ndarray:

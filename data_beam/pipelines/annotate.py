@@ -18,7 +18,9 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.files import fingerprint
 
 beam = runners.beam
-_BATCH = 64  # documents that an attribute sees at a time
+# What an attribute sees at a time: at most so many documents, and about so many characters, of
+# which each may take 150 bytes while it is examined.
+_BATCH_DOCUMENTS, _BATCH_CHARS = 64, 1 << 20
 
 
 def output_of(output: str | os.PathLike, attribute: Attribute, documents: Documents) -> Output:
@@ -90,11 +92,13 @@ class _Annotate(beam.DoFn):
                 writers[index] = tables.Writer(path, self.attributes[index].schema)
                 stack.callback(writers[index].close)
             batch: list[Examined] = []
+            chars = 0
             for document in self.documents.read(shard):
                 batch.append(Examined(document))
-                if len(batch) == _BATCH:
+                chars += len(document.text)
+                if len(batch) == _BATCH_DOCUMENTS or chars >= _BATCH_CHARS:
                     self._write(batch, writers)
-                    batch = []
+                    batch, chars = [], 0
             if batch:
                 self._write(batch, writers)
         for index in indices:

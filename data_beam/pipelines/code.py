@@ -1,10 +1,10 @@
 """Repositories -> one Markdown document each: section 3.1.2 of the InternLM2 report.
 
-    format   folders or archives of repositories, or records with `repo` and `path` -> files
-    clean    generated, vendored, minified files; rules; licences
-    dedup    by file, with the width of indentation unified
-    quality  three grades per language: high (to be repeated), moderate (once), low (dropped)
-    sort     files in the order of their imports, documentation before the code of its folder
+format   folders or archives of repositories, or records with `repo` and `path` -> files
+clean    generated, vendored, minified files; rules; licences
+dedup    by file, with the width of indentation unified
+quality  three grades per language: high (to be repeated), moderate (once), low (dropped)
+sort     files in the order of their imports, documentation before the code of its folder
 """
 
 from __future__ import annotations

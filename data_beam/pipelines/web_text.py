@@ -18,7 +18,8 @@ from data_beam.attributes.base import Attribute
 from data_beam.attributes.fingerprints import Fingerprints
 from data_beam.attributes.language import Language
 from data_beam.attributes.safety import BlockedDomains, BlockedWords
-from data_beam.attributes.signals import TextSignals
+from data_beam.attributes.pii import PersonalData
+from data_beam.attributes.signals import C4Lines, TextSignals
 from data_beam.dedup.lines import RepeatedLines
 from data_beam.dedup.near import NearDuplicates
 from data_beam.io import listing, readers
@@ -36,7 +37,8 @@ CLASSIFIERS = {
 @dataclasses.dataclass(frozen=True)
 class WebText:
     """Settings. `rules` is a preset or a YAML file; `classifiers` maps a name of CLASSIFIERS to the
-    folder of a trained classifier, whose own cut-off applies; None = leave the step out."""
+    folder of a trained classifier, whose own cut-off applies; `cut_personal_data` cuts e-mail and IP
+    addresses out of the texts. What is empty is left out."""
 
     rules: str = "internlm2_text"
     languages: tuple[str, ...] = ()
@@ -47,6 +49,7 @@ class WebText:
     max_blocked_words: int = 3
     classifiers: dict[str, str] = dataclasses.field(default_factory=dict)
     benchmarks: tuple[str, ...] = ()
+    cut_personal_data: bool = False
     near: NearDuplicates = dataclasses.field(default_factory=NearDuplicates)
     lines: RepeatedLines | None = None
     seed: int = 0
@@ -83,6 +86,13 @@ def recipe(settings: WebText, output: str | os.PathLike) -> build.Recipe:
         scores.append(job)
         extra.append(job.rule(CLASSIFIERS.get(name, "quality")))
     preset = rules.load(settings.rules)
+    edits: list[str] = []
+    if C4Lines.name in rules.attributes_of(preset):
+        attributes.append(C4Lines())
+        edits.append("c4.removed")
+    if settings.cut_personal_data:
+        attributes.append(PersonalData())
+        edits.append("pii.removed")
     if settings.benchmarks:
         wanted = decontaminate.Decontaminate(benchmarks=settings.benchmarks)
         attributes.append(decontaminate.attribute(output, settings.benchmarks))
@@ -94,7 +104,10 @@ def recipe(settings: WebText, output: str | os.PathLike) -> build.Recipe:
     return build.Recipe(
         rules=everything, attributes=attributes, near=settings.near, lines=settings.lines,
         scores=scores, max_removed_share=settings.max_removed_share,
-        mix=write.Mix(seed=settings.seed, validation_fraction=settings.validation_fraction),
+        mix=write.Mix(
+            seed=settings.seed, validation_fraction=settings.validation_fraction,
+            edits=tuple(edits),
+        ),
     )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import io
 import lzma
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import zstandard
 
 from data_beam.io import writers
@@ -52,6 +55,31 @@ def only_letter(items) -> DeadLetter:
 
 def text(number: int, sentences: int = 4) -> str:
     return "".join(SENTENCE.format(number * 31 + i) for i in range(sentences))
+
+
+def peak_megabytes() -> int:
+    """The most memory this process has held. (ru_maxrss counts that of its parent too.)"""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        pytest.skip("this system does not tell the peak of memory")
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+
+def grown_by(script: str) -> tuple[str, int]:
+    """What a script, run in a process of its own, sets `result` to, and the megabytes it takes
+    beyond those for imports."""
+    lines = [
+        "from reading import *; from data_beam.io.readers import read",
+        "read_data(Path(__import__('tempfile').mkdtemp()), 'b.parquet', parquet(3))",
+        "base = peak_megabytes()", script, "print(result, peak_megabytes() - base)",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(Path(__file__).parent)},
+    )  # fmt: skip
+    result, megabytes = done.stdout.rsplit(" ", 1)
+    return result, int(megabytes)
 
 
 # --- makers -----------------------------------------------------------------------------------

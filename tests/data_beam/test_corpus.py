@@ -65,7 +65,9 @@ def test_the_funnel_adds_up_and_every_drop_has_its_reason(built):
     assert "image.png" in letters["binary"] and "records.jsonl#" in letters["bad_json"]
 
     drops = list(decide.drops(output))
-    assert sorted((d.stage, d.reason) for d in drops) == sorted(c for c in counted if c[0] != "read")
+    assert sorted((d.stage, d.reason) for d in drops) == sorted(
+        c for c in counted if c[0] != "read"
+    )
     kept = {document.id: document for document in corpus_folder.documents(output / "corpus")}
     assert not kept.keys() & {drop.id for drop in drops}
     for drop in drops:

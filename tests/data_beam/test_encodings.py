@@ -55,6 +55,7 @@ def test_a_few_broken_characters_do_not_make_it_another_encoding():
     assert name == "utf-8-damaged" and text[:90] == whole[:90] and "�" in text
     # cut inside the last character
     assert decode(whole.encode()[:-1]) == (whole[:-1] + "�", "utf-8-damaged")
+    assert decode("Käse und Brät".encode()[:-2]) == ("Käse und Br�", "utf-8-damaged")
     assert decode("ab".encode("utf-16")[:-1])[1] == "utf-16-le-damaged"
 
 

@@ -22,9 +22,8 @@ from inspect_corpus import RULES, build, doc, write_attribute
 from data_beam.attributes import tables
 from data_beam.inspect import diff, page, scan, show
 from data_beam.inspect.corpus import Corpus, Place
-from data_beam.mix.rules import merged
 from data_beam.inspect.history import history
-from data_beam.mix.rules import Rule, to_json
+from data_beam.mix.rules import Rule, merged, to_json
 from data_beam.schema import DeadLetter, Document
 from data_beam.stage import Output, part_name
 from internlm2_jax.errors import UserError

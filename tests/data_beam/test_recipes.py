@@ -147,7 +147,7 @@ def repositories(tmp_path_factory) -> Path:
             f"# {repo}\n\nThis package counts words.\n" + sentences(random.Random(repo), 12)
         )
         (folder / repo / "LICENSE").write_text(
-            'Permission is hereby granted, free of charge, to any person obtaining a copy of this '
+            "Permission is hereby granted, free of charge, to any person obtaining a copy of this "
             'software and associated documentation files (the "Software"), to deal in the Software '
             "without restriction. The above copyright notice and this permission notice shall be "
             "included in all copies or substantial portions of the Software. "

@@ -179,7 +179,7 @@ def test_a_flipped_bit_costs_one_record(tmp_path):
 
 def test_junk_between_records(tmp_path):
     one, *rest = [gzip.compress(record) for record in warc_records(5)]
-    for junk in (b"junk" * 30, b"\x1f\x8b\x08bc" * 24, gzip.compress(b"no record")[:-1] + b"x"):
+    for junk in (b"junk" * 30, b"\x1f\x8b\x08bc" * 24, b"junk" + gzip.compress(b"no record")):
         found, (letter,) = damaged(tmp_path, "a.warc.gz", one + junk + b"".join(rest))
         assert found == [0, 1, 2, 3, 4] and letter.num_bytes == len(junk)
 
@@ -210,7 +210,7 @@ def test_a_wrong_length_costs_its_record(tmp_path, length):
         assert lost or length == "7"
         if 4 in found:  # too short: what was read of it is not the page
             item = next(i for i in read_file(tmp_path / name) if i.url.endswith("/4"))
-            assert text(16) not in item.text
+            assert "number 155 " not in item.text and "number 124 " in text(4)
 
 
 def test_a_header_without_its_magic(tmp_path):

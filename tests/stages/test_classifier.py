@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from pathlib import Path
 
 import jax
@@ -16,7 +17,6 @@ from internlm2_jax import files
 from internlm2_jax.data.tokenizer import Tokenizer, train_tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.config import preset
-from internlm2_jax.stages import classifier as stage
 from internlm2_jax.stages.classifier import (
     ClassifierTraining,
     FastTextTraining,
@@ -26,6 +26,7 @@ from internlm2_jax.stages.classifier import (
 from internlm2_jax.train.checkpoint import load_model
 
 ROOT = Path(__file__).parents[2]
+stage = sys.modules[classifier.__module__]  # the package has a function of this name
 TRAINING = ClassifierTraining(
     steps=60, row_length=48, batch_size=16, learning_rate=5e-3, warmup=10, checkpoint_every=20
 )
