@@ -64,12 +64,20 @@ _NEAR_NAMES = ("threshold", "ngram", "num_perm", "bands", "rows")
 
 
 @main.command(context_settings=_PASS_ON)
-@click.option("--input", "corpus", metavar="DIR",
-              help="Folder with text and code files. Without it: what this machine holds.")  # fmt: skip
+@click.option(
+    "--input",
+    "corpus",
+    metavar="DIR",
+    help="Folder with text and code files. Without it: what this machine holds.",
+)
 @_OUTPUT
 @_SEED
-@click.option("--max-bytes", type=int, metavar="N",
-              help="Read about N bytes at most. Default: all of --input, 28 MB of a machine.")  # fmt: skip
+@click.option(
+    "--max-bytes",
+    type=int,
+    metavar="N",
+    help="Read about N bytes at most. Default: all of --input, 28 MB of a machine.",
+)
 @_NEAR
 @_VALIDATION
 @click.option("--shards", default=2, show_default=True, help="Shards of the documents.")
@@ -91,26 +99,65 @@ def corpus(
 
 @main.command("web_text", context_settings=_PASS_ON)
 @_READING
-@click.option("--extractor", type=click.Choice(["trafilatura", "resiliparse"]),
-              default="trafilatura", show_default=True,
-              help="Text out of HTML: faithful, or 20 times as fast.")  # fmt: skip
-@click.option("--rules", default="internlm2_text", show_default=True, metavar="NAME|FILE",
-              help="A preset or a YAML file of rules.")  # fmt: skip
-@click.option("--language", "languages", multiple=True, metavar="TAG",
-              help="Keep only these languages (en, zh ...); may be repeated.")  # fmt: skip
-@click.option("--language-backend", type=click.Choice(["cld2", "fasttext"]), default="cld2",
-              show_default=True)  # fmt: skip
+@click.option(
+    "--extractor",
+    type=click.Choice(["trafilatura", "resiliparse"]),
+    default="trafilatura",
+    show_default=True,
+    help="Text out of HTML: faithful, or 20 times as fast.",
+)
+@click.option(
+    "--rules",
+    default="internlm2_text",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A preset or a YAML file of rules.",
+)
+@click.option(
+    "--language",
+    "languages",
+    multiple=True,
+    metavar="TAG",
+    help="Keep only these languages (en, zh ...); may be repeated.",
+)
+@click.option(
+    "--language-backend", type=click.Choice(["cld2", "fasttext"]), default="cld2", show_default=True
+)
 @click.option("--language-model", default="", metavar="FILE", help="Of the fasttext backend.")
-@click.option("--domain-list", "domain_lists", multiple=True, metavar="FILE",
-              help="Domains to drop, one a line; may be repeated.")  # fmt: skip
-@click.option("--word-list", "word_lists", multiple=True, metavar="FILE",
-              help="Words and phrases to count, one a line; may be repeated.")  # fmt: skip
-@click.option("--max-blocked-words", default=3, show_default=True,
-              help="Listed words that a document may hold.")  # fmt: skip
-@click.option("--classifier", "classifiers", multiple=True, metavar="NAME=DIR",
-              help="toxicity, pornography, advertisement or fluency, trained; may be repeated.")  # fmt: skip
-@click.option("--benchmark", "benchmarks", multiple=True, metavar="NAME=PATH",
-              help="Drop documents that hold questions of this evaluation set.")  # fmt: skip
+@click.option(
+    "--domain-list",
+    "domain_lists",
+    multiple=True,
+    metavar="FILE",
+    help="Domains to drop, one a line; may be repeated.",
+)
+@click.option(
+    "--word-list",
+    "word_lists",
+    multiple=True,
+    metavar="FILE",
+    help="Words and phrases to count, one a line; may be repeated.",
+)
+@click.option(
+    "--max-blocked-words",
+    default=3,
+    show_default=True,
+    help="Listed words that a document may hold.",
+)
+@click.option(
+    "--classifier",
+    "classifiers",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="toxicity, pornography, advertisement or fluency, trained; may be repeated.",
+)
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Drop documents that hold questions of this evaluation set.",
+)
 @click.option("--cut-personal-data", is_flag=True, help="Cut out e-mail and IP addresses.")
 @click.option("--dedup-lines", is_flag=True, help="Cut lines that other documents have already.")
 @_NEAR
@@ -139,11 +186,20 @@ def web_text(context: click.Context, **options: Any):
 @main.command(context_settings=_PASS_ON)
 @_READING
 @click.option("--rules", default="internlm2_code", show_default=True, metavar="NAME|FILE")
-@click.option("--licences", type=click.Choice(["any", "permissive"]), default="any",
-              show_default=True, help="Whose files to keep.")  # fmt: skip
+@click.option(
+    "--licences",
+    type=click.Choice(["any", "permissive"]),
+    default="any",
+    show_default=True,
+    help="Whose files to keep.",
+)
 @click.option("--drop-unlicensed", is_flag=True, help="Drop files for which none is stated.")
-@click.option("--repo-depth", default=1, show_default=True,
-              help="Folders between the input folder and its repositories.")  # fmt: skip
+@click.option(
+    "--repo-depth",
+    default=1,
+    show_default=True,
+    help="Folders between the input folder and its repositories.",
+)
 @_NEAR
 @click.pass_context
 def code(context: click.Context, repo_depth: int, **options: Any):
@@ -187,10 +243,21 @@ def long_context(
 
 @main.command(context_settings=_PASS_ON)
 @_READING
-@click.option("--benchmark", "benchmarks", multiple=True, required=True,
-              metavar="NAME=PATH[:FIELD,...]", help="An evaluation set; may be repeated.")  # fmt: skip
-@click.option("--action", type=click.Choice(["drop", "cut"]), default="drop", show_default=True,
-              help="Drop the document, or cut what matches out of it.")  # fmt: skip
+@click.option(
+    "--benchmark",
+    "benchmarks",
+    multiple=True,
+    required=True,
+    metavar="NAME=PATH[:FIELD,...]",
+    help="An evaluation set; may be repeated.",
+)
+@click.option(
+    "--action",
+    type=click.Choice(["drop", "cut"]),
+    default="drop",
+    show_default=True,
+    help="Drop the document, or cut what matches out of it.",
+)
 @click.pass_context
 def decontaminate(context: click.Context, max_removed_share: float, **options: Any):
     """Remove what evaluation sets ask."""
@@ -206,13 +273,18 @@ def decontaminate(context: click.Context, max_removed_share: float, **options: A
 
 @main.command(context_settings=_PASS_ON)
 @click.option("--input", "corpus_path", required=True, metavar="DIR", help="Folder of a corpus.")
-@click.option("--tokenizer", "tokenizer_model", required=True, metavar="FILE",
-              help="SentencePiece model.")  # fmt: skip
+@click.option(
+    "--tokenizer", "tokenizer_model", required=True, metavar="FILE", help="SentencePiece model."
+)
 @_OUTPUT
 @click.option("--tokens-per-record", default=1 << 16, show_default=True)
 @click.option("--threads", type=int, metavar="N", help="Of a worker.  [default: its cores]")
-@click.option("--max-dead-share", default=0.01, show_default=True,
-              help="Fail when more of the documents cannot be tokenised.")  # fmt: skip
+@click.option(
+    "--max-dead-share",
+    default=0.01,
+    show_default=True,
+    help="Fail when more of the documents cannot be tokenised.",
+)
 @click.pass_context
 def tokenize(context: click.Context, **options: Any):
     """Tokenise a corpus for training."""
@@ -224,12 +296,21 @@ def tokenize(context: click.Context, **options: Any):
 
 @main.command()
 @click.argument("output", metavar="DIR")
-@click.option("--id", "identity", metavar="ID", help="Tell one document's history: an id, the "
-              "beginning of one, or a path.")  # fmt: skip
+@click.option(
+    "--id",
+    "identity",
+    metavar="ID",
+    help="Tell one document's history: an id, the beginning of one, or a path.",
+)
 @click.option("--output", "page", metavar="FILE", help="The page.  [default: DIR/inspect.html]")
 @click.option("--max-shards", type=int, metavar="N", help="Count over so many shards only.")
-@click.option("--classifier", "classifiers", multiple=True, metavar="DIR",
-              help="Show this classifier's curves; may be repeated.")  # fmt: skip
+@click.option(
+    "--classifier",
+    "classifiers",
+    multiple=True,
+    metavar="DIR",
+    help="Show this classifier's curves; may be repeated.",
+)
 def inspect(
     output: str, identity: str | None, page: str | None, max_shards: int | None,
     classifiers: tuple[str, ...],

@@ -17,8 +17,9 @@ class Document(NamedTuple):
     `id` is 32 hexadecimal digits derived from the content and its origin (`document_id`), so it
     depends neither on the order of reading nor on where the input lies or how it is divided into
     files. `source` is the part of the mixture ("code", "text"). `dump` and `timestamp` (seconds
-    since 1970, 0 = unknown) say how new it is: de-duplication keeps the newest copy. `lang` is a programming language for
-    code, a BCP 47 tag for text ("und" = not determined). `meta` holds strings, numbers, booleans.
+    since 1970, 0 = unknown) say how new it is: de-duplication keeps the newest copy. `lang` is a
+    programming language for code, a BCP 47 tag for text ("und" = not determined). `meta` holds
+    strings, numbers, booleans.
     """
 
     id: str

@@ -2,8 +2,8 @@
 
 Shard `s` of every folder of a corpus speaks of the same documents in the same order. Beside each
 shard file lies a sidecar, FILE.json: the key it was made under (a hash of the settings, the code's
-version and the inputs), its counts and its digest. A shard whose sidecar has the key of today is not
-made again. The folder's manifest.json is written last, so a folder with a manifest is complete.
+version and the inputs), its counts and its digest. A shard whose sidecar has the key of today is
+not made again. The folder's manifest.json is written last, so a folder with a manifest is complete.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What a document says of itself, as columns: the mix, the reports and the labels of duplicates read
-these instead of the text."""
+"""What a document says of itself, as columns: the mix, the reports and the labels of duplicates
+read these instead of the text."""
 
 from __future__ import annotations
 

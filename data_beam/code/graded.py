@@ -1,5 +1,5 @@
-"""Scores -> the attribute "grade": cut-offs per language from the whole corpus, then high, moderate or
-low for every file. Two passes over columns; no text is read."""
+"""Scores -> the attribute "grade": cut-offs per language from the whole corpus, then high, moderate
+or low for every file. Two passes over columns; no text is read."""
 
 from __future__ import annotations
 

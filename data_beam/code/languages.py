@@ -73,7 +73,7 @@ _OBJECTIVE_C = (
     r"|^\s*#\s*import\s+[<\"]|\[\s*\w+\s+\w+(?:\]|:)|NSString|@autoreleasepool"
 )
 _CPP = (
-    r"^\s*(?:class\s+\w+[^;]*$|template\s*<|namespace\b[^;=]*\{?$|using\s+(?:namespace\s+)?\w+"
+    r"^\s*(?:class\s+(?:\w+\s+)?\w+\s*(?:[;:{]|final\b|$)|template\s*<|namespace\b[^;=]*\{?$|using\s+(?:namespace\s+)?\w+"
     r"|(?:public|private|protected)\s*:|constexpr\b|explicit\s+\w+\(|virtual\s)"
     r"|\b(?:std|boost|absl)::\w|\bstatic_cast<|\bnullptr\b|\bnoexcept\b|\w+::~?\w+\s*\("
     r"|^\s*#\s*include\s*<(?:string|vector|map|memory|iostream|utility|algorithm|functional"

@@ -1,6 +1,6 @@
 """What a file has from its repository -> the attribute "repository": the licence that holds for it,
-and what kind of file it is there. The files of a repository stand together in a shard, so this needs
-columns only, and no shuffle."""
+and what kind of file it is there. The files of a repository stand together in a shard, so this
+needs columns only, and no shuffle."""
 
 from __future__ import annotations
 

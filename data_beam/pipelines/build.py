@@ -1,5 +1,5 @@
-"""What every recipe does: documents -> attributes -> duplicates among the documents worth keeping ->
-rules -> corpus. Each step is skipped where its result is there already."""
+"""What every recipe does: documents -> attributes -> duplicates among the documents worth keeping
+-> rules -> corpus. Each step is skipped where its result is there already."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from typing import Any
 from data_beam import progress, runners  # runners first: it imports Beam without its noise
 from data_beam.io import readers, storage, writers
 from data_beam.io.listing import FileRef
+from data_beam.kernels.normalize import VERSION, normalize
 from data_beam.schema import DeadLetter, Document, hash63, shard_of
 from data_beam.stage import Documents, Output, open_documents
-from data_beam.kernels.normalize import VERSION, normalize
 from internlm2_jax.errors import UserError
 from internlm2_jax.files import fingerprint
 

@@ -17,8 +17,8 @@ from typing import Any
 from data_beam.attributes.base import Attribute
 from data_beam.attributes.fingerprints import Fingerprints
 from data_beam.attributes.language import Language
-from data_beam.attributes.safety import BlockedDomains, BlockedWords
 from data_beam.attributes.pii import PersonalData
+from data_beam.attributes.safety import BlockedDomains, BlockedWords
 from data_beam.attributes.signals import C4Lines, TextSignals
 from data_beam.dedup.lines import RepeatedLines
 from data_beam.dedup.near import NearDuplicates
@@ -37,8 +37,8 @@ CLASSIFIERS = {
 @dataclasses.dataclass(frozen=True)
 class WebText:
     """Settings. `rules` is a preset or a YAML file; `classifiers` maps a name of CLASSIFIERS to the
-    folder of a trained classifier, whose own cut-off applies; `cut_personal_data` cuts e-mail and IP
-    addresses out of the texts. What is empty is left out."""
+    folder of a trained classifier, whose own cut-off applies; `cut_personal_data` cuts e-mail and
+    IP addresses out of the texts. What is empty is left out."""
 
     rules: str = "internlm2_text"
     languages: tuple[str, ...] = ()

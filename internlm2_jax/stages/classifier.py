@@ -329,13 +329,13 @@ def _finish(
     cutoff: CutoffRule,
     counts: dict[str, Any],
 ) -> None:
-    """Calibration, cut-off and curves: classifier.json for who applies it, result.json for who
-    reads about it."""
+    """Calibration, cut-off and curves: classifier.json for who applies it (with the curve of the
+    texts that chose nothing, to choose otherwise by), result.json for who reads about it."""
     _, found = curves.report(cutoff, measured[0], measured[1])
     result = {**counts, **described, **found}
     kept = ("calibration", "cutoff")
     files.write_json(folder / "result.json", result)
+    applied = {name: found[name] for name in kept} | {"curve": found["test"]["curve"]}
     files.write_json(
-        folder / "classifier.json",
-        {**described, **{name: found[name] for name in kept}, "labelled": counts["labelled"]},
+        folder / "classifier.json", {**described, **applied, "labelled": counts["labelled"]}
     )

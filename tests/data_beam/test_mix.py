@@ -164,7 +164,7 @@ def test_guards(corpus):
             corpus, {"text": (dataclasses.replace(SHORT, minimum=140),)}, write.Mix(),
             max_removed_share=0.9,
         )  # fmt: skip
-    with pytest.raises(UserError, match="'nowhere', which .* does not have"):
+    with pytest.raises(UserError, match=r"'nowhere', which .* does not have"):
         decide.run(corpus, {"text": (Rule("filter", "x", "nowhere.y", minimum=1),)})
 
 

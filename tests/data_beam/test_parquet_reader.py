@@ -133,7 +133,9 @@ def test_memory_is_that_of_a_batch(tmp_path):
     """One row group of 120 MB."""
     path = tmp_path / "a.parquet"
     schema = pa.schema([("text", pa.string())])
-    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+    # A page is the least that can be decoded: here ten documents.
+    options = {"compression": "none", "use_dictionary": False, "write_batch_size": 10}
+    with pq.ParquetWriter(path, schema, **options) as writer:
         rows = [f"{k:09d} " * 10_000 for k in range(30)]
         writer.write_table(pa.table({"text": rows * 40}), row_group_size=1 << 20)
     count, megabytes = grown_by(

@@ -47,6 +47,10 @@ def pages(tmp_path_factory) -> Path:
         {"id": f"e{i}", "text": ENGLISH + sentences(rng, 20) + footer, "dump": "CC-MAIN-2022-05"}
         for i in range(12)
     ]
+    question = (
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips "
+        "in May. How many clips did Natalia sell altogether?"
+    )
     rows += [
         {"id": "old", "text": article, "dump": "CC-MAIN-2021-04", "url": "http://a.org/1"},
         {"id": "new", "text": article + "One more line.\n", "dump": "CC-MAIN-2023-50"},
@@ -54,9 +58,7 @@ def pages(tmp_path_factory) -> Path:
         {"id": "rude", "text": ENGLISH + ("What a frobnicator! " * 5) + sentences(rng, 20)},
         {"id": "de", "text": GERMAN * 4},
         {"id": "short", "text": "Short."},
-        {"id": "leak", "text": ENGLISH + "Natalia sold clips to 48 of her friends in April, and then "
-         "she sold half as many clips in May. How many clips did Natalia sell altogether? "
-         + sentences(rng, 20)},
+        {"id": "leak", "text": f"{ENGLISH}{question} {sentences(rng, 20)}"},
         {"id": "e0", "text": "the id is taken " + sentences(rng, 20)},
     ]  # fmt: skip
     for row in rows:
@@ -67,8 +69,6 @@ def pages(tmp_path_factory) -> Path:
     (folder / "lists").mkdir()
     (folder / "lists/domains.txt").write_text("spam.example\n")
     (folder / "lists/words.txt").write_text("frobnicator\n")
-    question = "Natalia sold clips to 48 of her friends in April, and then she sold half as many "
-    question += "clips in May. How many clips did Natalia sell altogether?"
     (folder / "lists/gsm.jsonl").write_text(json.dumps({"question": question, "answer": "72"}))
     return folder
 

@@ -170,7 +170,7 @@ def test_a_trained_trunk_is_a_start(trained, folders, tmp_path):
 def test_the_experiment_runs_and_its_classifiers_apply(tmp_path):
     from internlm2_jax import config
 
-    experiment = config.load(ROOT / "experiments/data/fluency.py", function="tiny")
+    experiment = config.load(ROOT / "experiments/data/classifier.py", function="tiny")
     config.build(experiment).run(tmp_path, say=lambda line: None)
     for name in ("fasttext", "classifier"):
         manifest = score.Classifier(name, str(tmp_path / name)).run(tmp_path / "corpus")

@@ -2,6 +2,8 @@
 
 Only the columns that make a document are read. Text columns are taken as bytes, since Parquet
 promises UTF-8 and checks nothing. A damaged row group costs its own rows, from the damaged page on.
+Memory is that of one page (a megabyte, or 1,024 documents where a writer kept Arrow's default) and
+one batch.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""A fluency classifier for corpus filtering, without labels: real passages against damaged ones.
+"""A text classifier for corpus filtering, by the decoder and by fastText, on one labelled file.
 
-Needs   : nothing; the passages are what every machine has (documentation), or --corpus DIR.
-          --set labelled=FILE takes a labelled file of your own instead (toxicity, advertisements:
-          JSON lines {"text", "label": 1 = to be dropped}), --set base_run=RUN starts from the
+Needs   : nothing; by default the classifier is one of damaged writing, and its passages are what
+          every machine has (documentation), or --corpus DIR: real ones, and others with words
+          shuffled, dropped, repeated, misread by a scanner, garbled, or between torn markup.
+          --set labelled=FILE takes labelled texts of your own (toxicity, advertisements ...: JSON
+          lines {"text", "label": 1 = to be dropped}); --set pairs=FILE preference pairs in
+          hh-rlhf's format (label 1 = the more harmful answer); --set base_run=RUN starts from the
           pre-trained model of a run and takes its tokenizer
 Mesh    : one CPU device
 Expect  : EXPECT
-Run     : internlm2 run experiments/data/fluency.py           (the same again resumes or skips)
-          internlm2 run experiments/data/fluency.py --set base_run=runs/demo
-          internlm2 run experiments/data/fluency.py --tiny
-Apply   : data_beam.scoring.score.Classifier("fluency", "runs/fluency/classifier"), as a step of
-          `python -m data_beam web_text`
+Run     : internlm2 run experiments/data/classifier.py        (the same again resumes or skips)
+          internlm2 run experiments/data/classifier.py --set base_run=runs/demo
+          internlm2 run experiments/data/classifier.py --tiny
+Apply   : python -m data_beam web_text with the folder RUN/classifier or RUN/fasttext, or
+          data_beam.scoring.score.Classifier("fluency", "RUN/classifier").run(OUTPUT)
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from internlm2_jax.config import Config, Partial
 from internlm2_jax.models.config import preset
 from internlm2_jax.stages import Output, Pipeline
 from internlm2_jax.stages.classifier import ClassifierTraining, classifier, fasttext_classifier
-from internlm2_jax.stages.labelled import labelled_fluency
+from internlm2_jax.stages.labelled import labelled_fluency, labelled_harm
 
 output = functools.partial(Config, Output)
 
@@ -34,6 +37,7 @@ def experiment(
     seed: int = 0,
     corpus: str | None = None,
     labelled: str | None = None,
+    pairs: str | None = None,
     base_run: str | None = None,
     preset_name: str = "demo",
 ) -> Config:
@@ -49,7 +53,9 @@ def experiment(
         start["tokenizer"] = output("tokenizer")
     else:
         start = {"base": f"{base_run}/pretrain", "tokenizer": f"{base_run}/tokenizer"}
-    if labelled is None:
+    if pairs is not None:
+        parts["labelled"] = Partial(labelled_harm, pairs=pairs)
+    elif labelled is None:
         parts["labelled"] = Partial(
             labelled_fluency, corpus=output("corpus"), per_document=12, seed=seed
         )
