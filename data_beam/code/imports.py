@@ -32,6 +32,16 @@ class Import(NamedTuple):
     aliases: tuple[str, ...] = ()
 
 
+# Characters before an import on its line; no hand-written program has more.
+_MAX_BEFORE = 2000
+
+
+def _line_start(text: str, position: int) -> int | None:
+    """Where the line of `position` begins, None when that is too far away to look."""
+    begin = text.rfind("\n", max(0, position - _MAX_BEFORE), position) + 1
+    return begin if begin or position <= _MAX_BEFORE else None
+
+
 # --- Python: kind "from" or "import" ---
 
 # Expressions begin with a literal, for which `re` searches ten times as fast; what must stand
@@ -40,16 +50,19 @@ _PYTHON = re.compile(r"import\b[ \t]*(\([^()]*+\)?|[\w.][^\n;]*+|\*)")
 _BEFORE = re.compile(r"([ \t]*+)(?:from[ \t]*(\.*[ \t]*[\w.]*)[ \t]+)?")
 _IMPORT_MODULE = re.compile(r"import_module\([ \t]*[rbf]?([\"'])")
 _LAZY_BLOCK = re.compile(r"(?:async[ \t]+)?def\b|if[ \t]+(?:\w+\.)*TYPE_CHECKING\b")
-_LOOK_BACK = 200  # lines above an indented import, for the block it stands in
+_LOOK_BACK = 50_000  # lines, for the blocks that a file's indented imports stand in
 
 
-def _is_lazy(text: str, start: int, indent: int) -> bool:
-    """Whether an indented line of Python stands in a function or below `if TYPE_CHECKING`."""
+def _is_lazy(text: str, start: int, indent: int, lines: Iterator[int]) -> bool:
+    """Whether an indented line of Python stands in a function or below `if TYPE_CHECKING`; true
+    when the `lines` that may still be looked at run out."""
     end = start
-    for _ in range(_LOOK_BACK):
+    for _ in lines:
         if indent == 0 or end <= 0:
             return False
-        begin = text.rfind("\n", 0, end - 1) + 1
+        begin = _line_start(text, end - 1)
+        if begin is None:
+            return True
         line = text[begin:end]
         content = line.lstrip()
         if content.strip():
@@ -76,15 +89,18 @@ def _names(clause: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _python(text: str) -> Iterator[Import]:
     blank = lexing.blank(text, lexing.scan(text, "python"), keep_quotes=True)
     blank = blank.replace("\\\n", "  ")
+    look_back = iter(range(_LOOK_BACK))
     for match in _PYTHON.finditer(blank):
-        line = blank.rfind("\n", 0, match.start()) + 1
+        line = _line_start(blank, match.start())
+        if line is None:
+            continue
         statement = blank[line : match.start()].rpartition(";")[2]
         before = _BEFORE.fullmatch(statement)
         if before is None:
             continue
         before_it = blank[line : match.start()]
         indent = len(before_it) - len(before_it.lstrip(" \t"))
-        lazy = bool(indent) and _is_lazy(blank, line, indent)
+        lazy = bool(indent) and _is_lazy(blank, line, indent, look_back)
         names, aliases = _names(match[1])
         if before[2] is not None:
             if names and before[2].strip():
@@ -110,8 +126,8 @@ _C = re.compile(r"#[ \t]*(?:include(?:_next)?|import)[ \t]*(?:(\")|<([^>\n\"]{1,
 
 
 def _starts_line(text: str, position: int) -> bool:
-    begin = text.rfind("\n", 0, position) + 1
-    return begin == position or text[begin:position].isspace()
+    begin = _line_start(text, position)
+    return begin == position or (begin is not None and text[begin:position].isspace())
 
 
 def _c(text: str) -> Iterator[Import]:
@@ -196,8 +212,8 @@ def _calls(text: str, blank: str) -> Iterator[tuple[int, Import]]:
     """`require("x")`, `import("x")`."""
     for match in _CALL.finditer(blank):
         if _is_word(blank, match.start()) and (target := _quoted(text, blank, match.start(1))):
-            line = blank.rfind("\n", 0, match.start()) + 1
-            lazy = match[0][0] == "i" or blank[line].isspace()
+            line = _line_start(blank, match.start())
+            lazy = match[0][0] == "i" or (line is not None and blank[line].isspace())
             yield match.start(), Import(target, (), lazy, "require")
 
 
@@ -230,7 +246,8 @@ def _go(text: str) -> Iterator[Import]:
 # --- Rust: kind "mod", "path" (mod with a path), "use", "pub use", "crate", "include" ---
 
 _RUST = re.compile(
-    r"\n(?P<indent>[ \t]*+)(?P<pub>pub(?:\([^)\n]*\))?[ \t]+)?(?:mod[ \t]+(?:r#)?(?P<mod>\w+)[ \t]*;"
+    r"\n(?P<indent>[ \t]*+)(?P<pub>pub(?:\([^)\n]*\))?[ \t]+)?"
+    r"(?:mod[ \t]+(?:r#)?(?P<mod>\w+)[ \t]*;"
     r"|(?P<use>use)[ \t\n]+|extern[ \t]+crate[ \t]+(?P<crate>\w+))"
 )
 _RUST_INLINE = re.compile(r"crate(?:::\w+)+"), re.compile(r"super(?:::\w+)+")

@@ -25,6 +25,7 @@ from data_beam.code.tokens import indentation, unify_line_ends
 MAX_CHARS = 1_000_000  # looked at; what comes after is more of the same
 _MAX_PARSED = 200_000  # characters of Python given to the parser, and per line
 _MAX_PARSED_LINE = 20_000
+_MAX_INDENT = 200
 
 _WORD = re.compile(r"\w+")
 _TODO = re.compile(r"TODO\b|FIXME\b|XXX\b|HACK\b")
@@ -200,8 +201,8 @@ def _split(text: str, spans: list[lexing.Span], lang: str) -> tuple[list[str], l
 def _is_docstring(text: str, start: int, piece: str) -> bool:
     if not piece.startswith(('"""', "'''")):
         return False
-    before = text[text.rfind("\n", 0, start) + 1 : start]
-    return not before.strip(" \trRuU")
+    near = text[max(0, start - _MAX_INDENT) : start]
+    return not near.rpartition("\n")[2].strip(" \trRuU") and ("\n" in near or start == len(near))
 
 
 def _visible(pieces: list[str]) -> int:

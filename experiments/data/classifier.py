@@ -26,7 +26,7 @@ from data_beam.scoring.fasttext_model import FastTextTraining
 from internlm2_jax import stages
 from internlm2_jax.config import Config, Partial
 from internlm2_jax.models.config import preset
-from internlm2_jax.stages import Output, Pipeline
+from internlm2_jax.stages import Output, Phase, Pipeline
 from internlm2_jax.stages.classifier import ClassifierTraining, classifier, fasttext_classifier
 from internlm2_jax.stages.labelled import labelled_fluency, labelled_harm
 
@@ -45,12 +45,43 @@ def experiment(
     parts: dict[str, Any] = {
         "corpus": Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed)
     }
-    start: dict[str, Any] = {"model": Config(preset, preset_name)}
     if base_run is None:
         parts["tokenizer"] = Partial(
             stages.tokenizer, corpus=output("corpus"), vocab_size=2048, seed=seed
         )
-        start["tokenizer"] = output("tokenizer")
+        parts["instructions"] = Partial(
+            stages.instructions,
+            corpus=output("corpus"),
+            sft=400,
+            preference_pairs=300,
+            prompts=100,
+            eval_tasks=20,
+            seed=seed,
+        )
+        parts["pretrain"] = Partial(
+            stages.pretrain,
+            tokenizer=output("tokenizer"),
+            corpus=output("corpus"),
+            instructions=output("instructions"),
+            model=Config(preset, preset_name),
+            phases=[
+                Config(
+                    Phase,
+                    name="text",
+                    steps=800,
+                    sequence_length=256,
+                    batch_size=8,
+                    rope_theta=10_000.0,
+                    learning_rate=3e-3,
+                    warmup=80,
+                    final_ratio=0.1,
+                    mixture={"text": 1.0},
+                )
+            ],
+            enhancement_tasks=100,
+            seed=seed,
+        )
+        start: dict[str, Any] = {"base": output("pretrain"), "tokenizer": output("tokenizer")}
     else:
         start = {"base": f"{base_run}/pretrain", "tokenizer": f"{base_run}/tokenizer"}
     if pairs is not None:
@@ -87,10 +118,13 @@ def experiment(
 
 
 def tiny(seed: int = 0, corpus: str | None = None) -> Config:
-    """The same, small enough to try every stage in half a minute."""
+    """The same, small enough to try every stage in a minute."""
     config = experiment(seed=seed, corpus=corpus, preset_name="tiny")
     config.corpus.max_bytes = 2_000_000
     config.tokenizer.vocab_size = 1024
+    phase = config.pretrain.phases[0]
+    phase.steps, phase.sequence_length, phase.warmup = 4, 64, 1
+    config.pretrain.validation_tokens = 2048
     config.fasttext.training.epochs = 3
     training = config.classifier.training
     training.steps, training.row_length, training.batch_size, training.warmup = 4, 64, 8, 1

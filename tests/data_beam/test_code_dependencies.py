@@ -1,7 +1,11 @@
 """Edges between the files of small repositories, one per language, with every kind of import."""
 
 import ast
+import gc
 import importlib.util
+import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -70,9 +74,16 @@ def test_python_in_a_folder_that_is_the_package():
     files = {
         "__init__.py": "",
         "a.py": "from pack.b import c\nimport pack.d as d\nfrom pack import e\n",
-        "b.py": "", "d.py": "", "e/__init__.py": "",
+        "b.py": "import io\n", "d.py": "", "e/__init__.py": "import io\n", "io.py": "",
     }  # fmt: skip
     assert edges(files) == {("a.py", "b.py"), ("a.py", "d.py"), ("a.py", "e/__init__.py")}
+
+
+def test_names_of_the_standard_library_mean_it_except_in_copies_of_it():
+    names = sorted(sys.stdlib_module_names)[:30]
+    files = {f"Lib/{name}.py": "" for name in names} | {"Lib/user.py": f"import {names[0]}\n"}
+    assert edges(files) == {("Lib/user.py", f"Lib/{names[0]}.py")}
+    assert not edges({"src/io.py": "", "src/json.py": "", "src/user.py": "import io, json\n"})
 
 
 def test_python_prefers_the_package_at_hand():
@@ -290,3 +301,52 @@ def test_edges_lead_to_other_files_whatever_the_files_hold(lines):
     found = edges(files)
     assert all(path != other and other in files for path, other in found)
     assert edges(dict(reversed(files.items()))) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [("a.py", "x: y\n"), ("a.go", "\nvar (\n"), ("a.go", "\nvar (\n\tx\n)"), ("A.java", "extends "), ("a.ts", "export class "),
+     ("a.rs", "pub use a::*;\n"), ("a.rs", "pub use self::*;\n"), ("a.py", "from . import *\n"), ("index.js", "export * from '.';\n")],
+)  # fmt: skip
+def test_hostile_texts_take_linear_time(path, unit):
+    other = {
+        "B.java": "class B {}",
+        "b.rs": "use super::x;",
+        "b.py": "from . import y",
+        "b.js": "import {z} from '.'",
+    }
+    start = time.process_time()
+    edges({path: unit * (100_000 // len(unit)), **other})
+    assert time.process_time() - start < 3
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [("p/m{}/__init__.py", "from p.m{} import *\n"), ("m{}/index.js", "export * from '../m{}';\n"),
+     ("src/m{}.rs", "pub use crate::m{}::*;\n")],
+)  # fmt: skip
+def test_re_exports_that_fan_out_take_polynomial_time(path, line):
+    everything = "".join(line.format(n) for n in range(25))
+    files = {path.format(n): everything for n in range(25)}
+    files |= {
+        "p/user.py": "from p.m0 import missing\n",
+        "m0/user.js": "import {missing} from '.';\n",
+        "src/user.rs": "use crate::m0::missing;\n",
+    }
+    start = time.process_time()
+    edges(files)
+    assert time.process_time() - start < 5
+
+
+def test_nothing_of_a_repository_is_kept():
+    class Text(str):
+        pass
+
+    kept = []
+    for path in ("a.py", "a.c", "A.java", "a.ts", "a.go", "a.rs"):
+        text = Text("import a\n")
+        kept.append(weakref.ref(text))
+        resolve([(path, language(path), text), ("x/" + path, language(path), "package a")])
+    del text
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * len(kept)

@@ -230,7 +230,7 @@ def test_any_text(text, lang):
      "import a.", "\n", "import '", "crate::", "if x:\n import a\n ", "mod a", "export * as ", "\nuse a::{", "\n#[path=\"a\"]", "import x from "],
 )  # fmt: skip
 def test_hostile_texts_take_linear_time(lang, unit):
-    text = unit * (60_000 // len(unit))
+    text = unit * (200_000 // len(unit))
     start = time.process_time()
     imports(text, lang)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 3

@@ -38,8 +38,8 @@ from data_beam.schema import Document, document_id
 from internlm2_jax.errors import UserError
 
 STANDARD = Path(json.__file__).parents[1]
-NAMES = ["argparse", "ast", "bdb", "calendar", "configparser", "csv", "difflib", "dis", "doctest",
-         "ftplib", "gettext", "heapq", "imaplib", "mailbox", "netrc", "pdb", "pickle", "platform",
+NAMES = ["ast", "bdb", "calendar", "csv", "dis",
+         "ftplib", "gettext", "heapq", "netrc", "platform",
          "sched", "shelve", "shlex", "smtplib", "string", "tempfile", "textwrap", "trace", "uuid"]  # fmt: skip
 FILES = {name: (STANDARD / f"{name}.py").read_text() for name in NAMES}
 
@@ -171,7 +171,7 @@ def test_every_feature_has_a_worth():
     "unit", ["(", ") ", "a ", "\n", "# x = 1\n", "def ", "    x\n  y\n", '"', "{}"]
 )
 def test_hostile_texts_take_linear_time(unit):
-    text = unit * (200_000 // len(unit))
+    text = unit * (300_000 // len(unit))
     start = time.process_time()
     features(text, "python")
     features(text, "c")

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import random
+import sys
 
 import orjson
 import pytest
@@ -130,6 +131,20 @@ def test_python_that_does_not_parse(tmp_path):
     assert only_letter(list(readers.read(file._replace(kind="docstrings")))).reason == (
         "syntax_error"
     )
+
+
+def test_a_library_in_rust_that_panics(tmp_path, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def panic(*arguments):
+        raise PanicException("called `Result::unwrap()` on an `Err` value")
+
+    monkeypatch.setattr(records, "from_json", panic)
+    assert only_letter(read_data(tmp_path, "a.jsonl", json_lines(3))).reason == "parser_crash"
+    monkeypatch.setattr(records, "from_json", lambda *arguments: sys.exit(3))
+    with pytest.raises(SystemExit):
+        read_data(tmp_path, "a.jsonl", json_lines(3))
 
 
 def test_an_unknown_kind_is_an_error_of_the_caller(tmp_path):

@@ -20,6 +20,7 @@ from scoring_corpus import (
     write_documents,
 )
 
+from data_beam.io import storage
 from data_beam.scoring import artifacts, handlers, models, score, windows
 from data_beam.scoring.perplexity import Perplexity, Protocol
 from data_beam.scoring.windows import Buckets
@@ -231,6 +232,28 @@ def test_the_digest_is_of_the_content_and_not_of_the_place(classifier, tmp_path)
         assert artifacts.digest(copy) != artifacts.digest(classifier)
         (copy / name).write_bytes(content)
     assert artifacts.digest(copy) == artifacts.digest(classifier)
+
+
+def test_a_model_in_a_bucket_is_copied_once_loaded(tmp_path, monkeypatch):
+    """The copy holds what the model needs, its run's tokenizer included, and nothing else."""
+    path = train_vocabulary(tmp_path / "run/tokenizer", TEXTS)
+    stage = untrained_model(tmp_path / "run/pretrain", path, "lm")
+    (stage / "tokenizer.model").unlink()
+    (stage / "metrics.jsonl").write_text("{}\n")
+    digest = artifacts.digest(stage)
+    # Beam's file systems read local paths as well, but match a folder itself: a bucket has none.
+    root = str(tmp_path / "run")
+    listing = [storage.FileInfo(str(p), 0, "") for p in stage.rglob("*") if p.is_file()]
+    monkeypatch.setattr(storage, "list_files", lambda folder: listing)
+    monkeypatch.setattr(storage, "is_remote", lambda path: str(path).startswith(root))
+    assert artifacts.digest(stage) == digest
+    copy = artifacts.local(stage)
+    assert copy != stage and not (copy / "metrics.jsonl").exists()
+    protocol = Protocol(target=16, context=32)
+    model = handlers.load_spans(str(stage), protocol, 256)
+    (found,) = model.score([("an id", TEXTS[3])])
+    (other,) = models.SpanModel(copy, protocol).score([("an id", TEXTS[3])])
+    assert found["pairs"] == 4 and found["gain"] == pytest.approx(other["gain"], abs=1e-6)
 
 
 def test_the_tokenizer_of_the_run_belongs_to_the_model(tmp_path):

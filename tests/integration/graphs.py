@@ -127,7 +127,19 @@ def corpus(folder: Path) -> None:
     corpus.run(folder / "out", corpus=str(sources))
 
 
-RECIPES = {"web_text": web_text, "corpus": corpus}
+def code(folder: Path) -> None:
+    from data_beam.io import readers
+    from data_beam.pipelines import code
+
+    sources = jobs.write_sources(folder / "sources")
+    (sources / "json" / "marked.py").write_text(
+        '"""' + jobs.real_texts()[0][1].replace('"', "") + MARK * 3 + '"""\n'
+    )
+    read = readers.ReadOptions(repo_depth=1)
+    code.run([str(sources)], folder / "out", read=read, shards=2)
+
+
+RECIPES = {"web_text": web_text, "code": code, "corpus": corpus}
 
 
 def text(found: list[Job]) -> str:

@@ -29,27 +29,11 @@ def corpus(folder: Path, output: Path) -> list[str]:
 
 
 def web_text(folder: Path, output: Path) -> list[str]:
-    return [
-        "-m",
-        "data_beam",
-        "web_text",
-        f"--input={folder}",
-        f"--output={output}",
-        "--shards=4",
-        "--wave-bytes=1000000000",
-    ]
+    return ["-m", "data_beam", "web_text", f"--input={folder}", f"--output={output}", "--shards=4"]
 
 
 def code(folder: Path, output: Path) -> list[str]:
-    return [
-        "-m",
-        "data_beam",
-        "code",
-        f"--input={folder}",
-        f"--output={output}",
-        "--shards=4",
-        "--wave-bytes=1000000000",
-    ]
+    return ["-m", "data_beam", "code", f"--input={folder}", f"--output={output}", "--shards=4"]
 
 
 def start(command: Sequence[str], options: Sequence[str] = (), **popen) -> subprocess.Popen:

@@ -17,27 +17,10 @@ from pathlib import Path
 import jobs
 import pytest
 
-from data_beam.flink import cluster as flink
-from data_beam.flink import distribution, rest
+from data_beam.flink import rest
 
 pytestmark = [pytest.mark.flink, pytest.mark.slow, pytest.mark.timeout(1500)]
 SECONDS = 900
-
-
-@pytest.fixture(scope="module")
-def installed() -> distribution.Distribution:
-    try:
-        return distribution.prepare(jobs.ROOT / ".cache" / "flink")
-    except distribution.Unavailable as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="module")
-def cluster(installed, tmp_path_factory):
-    path = [str(jobs.ROOT), str(jobs.HERE)]
-    folder = tmp_path_factory.mktemp("flink")
-    with flink.Cluster.start(folder, installed, python_path=path) as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +150,7 @@ def test_flink_runner_starts_the_job_server_itself(cluster, local, tmp_path):
     same(jobs.contents(tmp_path / "out"), local(jobs.shapes))
 
 
-def test_everything_dies_with_the_process_that_started_it(installed, tmp_path):
+def test_everything_dies_with_the_process_that_started_it(flink_installed, tmp_path):
     command = [sys.executable, "-m", "data_beam.flink", f"--folder={tmp_path}"]
     command.append(f"--cache={jobs.ROOT / '.cache' / 'flink'}")
     process = subprocess.Popen(command, cwd=jobs.ROOT, stdout=subprocess.PIPE, text=True)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_beam.scoring import handlers, score
+from data_beam.scoring import handlers, labelled, score
 from data_beam.scoring.curves import CutoffRule
 from internlm2_jax import files
 from internlm2_jax.data.tokenizer import Tokenizer, train_tokenizer
@@ -23,6 +23,7 @@ from internlm2_jax.stages.classifier import (
     classifier,
     fasttext_classifier,
 )
+from internlm2_jax.stages.labelled import labelled_harm
 from internlm2_jax.train.checkpoint import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +165,15 @@ def test_a_trained_trunk_is_a_start(trained, folders, tmp_path):
     rows = files.read_jsonl(folders / "plain.jsonl")
     share = sum(row["label"] for row in rows) / len(rows)
     assert share < 0.6 < 0.75 < metrics[-1]["positives"]
+
+
+def test_preference_pairs_become_a_labelled_file(shared, tmp_path):
+    labelled_harm(tmp_path, pairs=str(shared / "data/hh_rlhf/harmless_base.jsonl"))
+    rows = labelled.read(tmp_path / "labelled.jsonl")
+    parts = labelled.split(rows, 0.1, "pairs")
+    prompts = [{row.group for row in part} for part in parts]
+    assert not (prompts[0] & prompts[1] or prompts[0] & prompts[2] or prompts[1] & prompts[2])
+    assert files.read_json(tmp_path / "result.json")["texts"] == len(rows) > 2500
 
 
 @pytest.mark.slow

@@ -3,19 +3,24 @@ from it; files of one package need each other in the same way."""
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import defaultdict
 
 from data_beam.code import lexing
-from data_beam.code.resolvers.repository import Repository, closeness, folder_of, preference
+from data_beam.code.resolvers.repository import (
+    Repository,
+    closeness,
+    folder_of,
+    preference,
+    remembered,
+)
 
 LANGUAGES = ("go",)
 _MODULE = re.compile(r"^module[ \t]+\"?([^\s\"]+)", re.MULTILINE)
 _PACKAGE = re.compile(r"^package[ \t]+(\w+)", re.MULTILINE)
 # Functions, types, variables and constants of the package; methods belong to their type.
 _DECLARED = re.compile(r"\n(?:func|type|var|const)[ \t]+(\w+)")
-_GROUP = re.compile(r"\n(?:type|var|const)[ \t]*\(\n(.*?)\n\)", re.DOTALL)
+_GROUP = re.compile(r"\n(?:type|var|const)[ \t]*\(\n")
 _IN_GROUP = re.compile(r"^\t(\w+)", re.MULTILINE)
 # A plain lower-case word is most often a variable of that name, unless it is called.
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -34,20 +39,23 @@ class _Packages:
             ):
                 self.modules.setdefault(m[1], folder_of(path))
 
-    @functools.cache  # noqa: B019  lives as long as one repository's resolution
+    @remembered
     def blank(self, path: str) -> str:
         text = self.repository.texts[path]
         return lexing.blank(text, lexing.scan(text, "go"))
 
-    @functools.cache  # noqa: B019
+    @remembered
     def declared(self, path: str) -> frozenset[str]:
         blank = f"\n{self.blank(path)}"
         names = _DECLARED.findall(blank)
-        for group in _GROUP.findall(blank):
-            names += _IN_GROUP.findall(group)
+        end = 0
+        while (group := _GROUP.search(blank, end)) and (
+            end := blank.find("\n)", group.end() - 1)
+        ) > 0:
+            names += _IN_GROUP.findall(blank, group.end(), end)
         return frozenset(names) - {"init", "main", "_"}
 
-    @functools.cache  # noqa: B019
+    @remembered
     def words(self, path: str) -> frozenset[str]:
         blank = f" {self.blank(path)} "
         names = set()
@@ -59,7 +67,7 @@ class _Packages:
                 names.add(word)
         return frozenset(names)
 
-    @functools.cache  # noqa: B019
+    @remembered
     def name(self, path: str) -> str:
         match = _PACKAGE.search(self.blank(path))
         return match[1] if match else ""

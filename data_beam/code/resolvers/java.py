@@ -12,7 +12,7 @@ from data_beam.code.resolvers.repository import Repository
 LANGUAGES = ("java",)
 _PACKAGE = re.compile(r"^[ \t]*package[ \t]+([\w.]+)[ \t]*;", re.MULTILINE)
 _CLASS_NAME = re.compile(r"(?<![.\w])[A-Z]\w*")  # not a member of another
-_PARENT = re.compile(r"\b(?:extends|implements)\b[^{;]*")
+_PARENT = re.compile(r"\b(?:extends|implements)\b[^{;]{0,500}")
 
 
 def add_edges(repository: Repository) -> None:

@@ -3,14 +3,13 @@ the same repository by the name in their package.json."""
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator
 
 import orjson
 
 from data_beam.code.imports import Import
-from data_beam.code.resolvers.repository import Repository, folder_of, join
+from data_beam.code.resolvers.repository import Repository, folder_of, join, remembered
 
 LANGUAGES = ("javascript", "typescript", "vue", "svelte")
 _ENDINGS = (
@@ -53,7 +52,7 @@ class _Files:
                 if isinstance(fields, dict) and isinstance(fields.get("name"), str):
                     self.packages.setdefault(fields["name"], (folder_of(path), fields))
 
-    @functools.cache  # noqa: B019  lives as long as one repository's resolution
+    @remembered
     def at(self, base: str) -> str | None:
         """The file that an import of the path `base` finds."""
         texts = self.repository.texts
@@ -118,16 +117,22 @@ class _Files:
             folder = folder_of(folder)
         yield ""
 
-    @functools.cache  # noqa: B019
+    @remembered
     def _exports(self, path: str) -> frozenset[str]:
         return frozenset(_EXPORTED.findall(self.repository.texts[path]))
 
-    def definer(self, path: str, name: str, hops: int = _MAX_HOPS) -> str | None:
+    @remembered
+    def definer(self, path: str, name: str) -> str | None:
         """The file that the index file at `path` passes `name` on from."""
+        return self._definer(path, name, _MAX_HOPS, set())
+
+    def _definer(self, path: str, name: str, hops: int, seen: set[tuple[str, str]]) -> str | None:
         if name in self._exports(path):
             return path
-        if hops == 0:
+        # `export *` may fan out and meet again: every file is asked once.
+        if hops == 0 or (path, name) in seen:
             return None
+        seen.add((path, name))
         for item in self.repository.imports(path):
             if item.kind != "export":
                 continue
@@ -136,8 +141,8 @@ class _Files:
                 continue
             for original, alias in zip(item.names, item.aliases, strict=True):
                 if alias == name and original != "*":
-                    return self.definer(target, original, hops - 1) or target
-            if "*" in item.names and (found := self.definer(target, name, hops - 1)):
+                    return self._definer(target, original, hops - 1, seen) or target
+            if "*" in item.names and (found := self._definer(target, name, hops - 1, seen)):
                 return found
         return None
 

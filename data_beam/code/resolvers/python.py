@@ -3,13 +3,12 @@ on lead to the file that defines them."""
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections import Counter, defaultdict
 
 from data_beam.code.imports import Import
-from data_beam.code.resolvers.repository import Repository, folder_of, preference
+from data_beam.code.resolvers.repository import Repository, folder_of, preference, remembered
 
 LANGUAGES = ("python", "cython")
 _ENDINGS = (".py", ".pyx", ".pyi", ".pxd", ".pyw")
@@ -19,6 +18,7 @@ _DEFINITION = re.compile(
 )
 _MAX_HOPS = 6  # __init__.py files that a name is followed through
 _STANDARD = sys.stdlib_module_names
+_MIN_STANDARD = 20  # modules of these names side by side
 
 
 class _Modules:
@@ -49,9 +49,14 @@ class _Modules:
                 )
             )
 
+        standard = Counter(
+            root for name, found in self.by_suffix.items() if name in _STANDARD for root, _ in found
+        )
+        # Copies of the standard library, where its names mean the files here.
+        self.standard_roots = {r for r, count in standard.items() if count >= _MIN_STANDARD}
         self.top = self._name_of_top()
 
-    @functools.cache  # noqa: B019  lives as long as one repository's resolution
+    @remembered
     def root(self, folder: str) -> str:
         """The folder that holds the outermost package around `folder`."""
         while folder and folder in self.packages:
@@ -85,15 +90,15 @@ class _Modules:
         standard = name.split(".")[0] in _STANDARD
         best = None
         for root, path in found:
-            if root == own_root and (here in self.packages or not standard):
-                rank = 0
-            elif root in self.packages:
+            if standard and root not in self.standard_roots:
+                continue
+            if root in self.packages:
                 # Inside a package: only a script beside it, or Python 2, finds it by this name.
-                if root != here or standard:
+                if root != here:
                     continue
                 rank = 3
-            elif standard:
-                continue
+            elif root == own_root:
+                rank = 0
             else:
                 rank = 1 if not root or importer.startswith(f"{root}/") else 2
             key = (rank, preference(root), _ENDINGS.index(_ending(path)), path)
@@ -136,17 +141,23 @@ class _Modules:
             return self.at(f"{base}/{name}" if base else name)
         return self.absolute(f"{target}.{name}", importer)
 
-    @functools.cache  # noqa: B019
+    @remembered
     def defined(self, path: str) -> frozenset[str]:
         text = self.repository.texts[path]
         return frozenset(match[1] or match[2] for match in _DEFINITION.finditer(text))
 
-    def definer(self, path: str, name: str, hops: int = _MAX_HOPS) -> str | None:
+    @remembered
+    def definer(self, path: str, name: str) -> str | None:
         """The file that `name` of the module at `path` comes from; None when it is not seen."""
+        return self._definer(path, name, _MAX_HOPS, set())
+
+    def _definer(self, path: str, name: str, hops: int, seen: set[tuple[str, str]]) -> str | None:
         if name in self.defined(path):
             return path
-        if hops == 0:
+        # Star imports may fan out and meet again: every module is asked once.
+        if hops == 0 or (path, name) in seen:
             return None
+        seen.add((path, name))
         for item in self.repository.imports(path):
             if item.kind != "from" or item.lazy:
                 continue
@@ -156,9 +167,9 @@ class _Modules:
                     if submodule := self.submodule(base, item.target, original, path):
                         return submodule
                     if target and target != path:
-                        return self.definer(target, original, hops - 1) or target
+                        return self._definer(target, original, hops - 1, seen) or target
                 elif original == "*" and target and target != path:
-                    found = self.definer(target, name, hops - 1)
+                    found = self._definer(target, name, hops - 1, seen)
                     if found:
                         return found
         return None

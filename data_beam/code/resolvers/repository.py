@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 from data_beam.code.imports import Import, imports
 
@@ -33,6 +35,24 @@ def preference(path: str) -> tuple[int, str]:
     return path.count("/"), path
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def remembered(method: _Method) -> _Method:
+    """Keeps the results of a method in its object, and so no longer than the object;
+    functools.cache would keep every repository of a job."""
+    name = f"_results_of_{method.__name__}"
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *arguments: Any) -> Any:
+        results = self.__dict__.setdefault(name, {})
+        if arguments not in results:
+            results[arguments] = method(self, *arguments)
+        return results[arguments]
+
+    return cast(_Method, wrapped)
+
+
 class Repository:
     """Texts and languages by path, their imports on demand, and the edges found so far.
 
@@ -48,16 +68,14 @@ class Repository:
             self.texts[path] = text
             self.languages[path] = lang
         self.edges: dict[str, dict[str, bool]] = {path: {} for path in self.texts}
-        self._imports: dict[str, list[Import]] = {}
 
     def of(self, languages: Iterable[str]) -> Iterator[str]:
         wanted = frozenset(languages)
         return (path for path in sorted(self.texts) if self.languages[path] in wanted)
 
+    @remembered
     def imports(self, path: str) -> list[Import]:
-        if path not in self._imports:
-            self._imports[path] = imports(self.texts[path], self.languages[path])
-        return self._imports[path]
+        return imports(self.texts[path], self.languages[path])
 
     def add(self, path: str, needed: str | None, hard: bool) -> None:
         if needed is not None and needed != path:

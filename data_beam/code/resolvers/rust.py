@@ -3,17 +3,17 @@ after them; `use` of a parent is an edge only where nothing better is known."""
 
 from __future__ import annotations
 
-import functools
 import re
 import tomllib
 from collections import defaultdict
 
 from data_beam.code.imports import Import
-from data_beam.code.resolvers.repository import Repository, folder_of, join
+from data_beam.code.resolvers.repository import Repository, folder_of, join, remembered
 
 LANGUAGES = ("rust",)
 _ROOTS = ("lib.rs", "main.rs")
-_MAX_HOPS = 6
+_MAX_HOPS = 6  # re-exports that a name is followed through
+_MAX_NAMES = 50  # in one path
 _ITEM = re.compile(
     r"^[ \t]*(?:pub(?:\([^)]*\))?[ \t]+)?(?:(?:unsafe|async|const|extern \"C\")[ \t]+)*"
     r"(?:fn|struct|enum|trait|type|union|const|static|macro_rules!)[ \t]+(\w+)",
@@ -70,11 +70,11 @@ class _Crates:
         names = parts if file == "mod.rs" else [*parts, file.removesuffix(".rs")]
         return root, tuple(names)
 
-    @functools.cache  # noqa: B019  lives as long as one repository's resolution
+    @remembered
     def items(self, path: str) -> frozenset[str]:
         return frozenset(_ITEM.findall(self.repository.texts[path]))
 
-    @functools.cache  # noqa: B019
+    @remembered
     def passed_on(self, path: str) -> tuple[tuple[str, str], ...]:
         """(name here, path) of every `pub use`."""
         return tuple(
@@ -83,10 +83,16 @@ class _Crates:
             if item.kind == "pub use"
         )
 
-    def find(self, importer: str, target: str, hops: int = _MAX_HOPS) -> str | None:
+    @remembered
+    def find(self, importer: str, target: str) -> str | None:
         """The file that defines what a path of names leads to, as seen from `importer`."""
+        return self._find(importer, target, _MAX_HOPS, set())
+
+    def _find(
+        self, importer: str, target: str, hops: int, seen: set[tuple[str, str]]
+    ) -> str | None:
         root, here = self.module_of[importer]
-        first, *rest = target.split("::")
+        first, *rest = target.split("::")[:_MAX_NAMES]
         if first == "crate":
             names = tuple(rest)
         elif first == "self":
@@ -107,21 +113,25 @@ class _Crates:
         for length in range(len(names), -1, -1):
             path = self.modules.get((root, names[:length]))
             if path is not None:
-                return self._item(path, names[length:], hops)
+                return self._item(path, names[length:], hops, seen)
         return None
 
-    def _item(self, path: str, names: tuple[str, ...], hops: int) -> str | None:
+    def _item(
+        self, path: str, names: tuple[str, ...], hops: int, seen: set[tuple[str, str]]
+    ) -> str:
         """Follows `pub use` for the first of `names` in the module at `path`."""
-        if not names or not hops or names[0] in self.items(path):
+        if not names or not hops or names[0] in self.items(path) or (path, names[0]) in seen:
             return path
+        seen.add((path, names[0]))  # `pub use x::*` may fan out and meet again
         for alias, target in self.passed_on(path):
             if alias == names[0]:
-                found = self.find(path, target, hops - 1)
+                found = self._find(path, target, hops - 1, seen)
                 return found if found else path
         if names[0] != "*":
             for alias, target in self.passed_on(path):
                 if alias == "*":
-                    found = self.find(path, f"{target.removesuffix('::*')}::{names[0]}", hops - 1)
+                    inner = f"{target.removesuffix('::*')}::{names[0]}"
+                    found = self._find(path, inner, hops - 1, seen)
                     if found and found != path and names[0] in self.items(found):
                         return found
         return path

@@ -47,5 +47,11 @@ def read(file: FileRef, options: ReadOptions | None = None) -> Iterator[Item]:
             raise
         nothing = False
         yield dead_letter(file, "unreadable", error.strerror or error)
+    except BaseException as error:
+        # What a library in Rust raises where it should not; no Exception, and of no known module.
+        if type(error).__name__ != "PanicException":
+            raise
+        nothing = False
+        yield dead_letter(file, "parser_crash", f"the rest is lost: {error}")
     if nothing:
         yield dead_letter(file, "empty", "it holds no record", num_bytes=file.size)

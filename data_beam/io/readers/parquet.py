@@ -20,7 +20,7 @@ from data_beam.io.options import DOCUMENT_FIELDS, TEXT_FIELDS, ReadOptions
 from data_beam.io.readers.base import Item, Unreadable, Watched, dead_letter, opened
 from data_beam.io.readers.records import from_fields
 
-_BATCH_BYTES = 8 << 20
+_BATCH_BYTES = 2 << 20
 _MAX_BATCH = 1024
 _BUFFER = 1 << 20  # pages are read through it, not a whole column chunk at once
 _ERRORS = (pa.ArrowException, OSError, ValueError, MemoryError, NotImplementedError)
