@@ -41,6 +41,12 @@ _READING = _options(
     click.option("--text-field", metavar="NAME", help="Field of JSON and Parquet records.  "
                  "[default: text, else content]"),
     click.option("--require-id", is_flag=True, help="Records without an id are dead letters."),
+    click.option("--dump", default="", metavar="NAME",
+                 help="Crawl that web pages are from.  [default: by path or archive]"),
+    click.option("--exclude", multiple=True, metavar="PATH",
+                 help="Folder or file to leave out; may be repeated."),
+    click.option("--extraction-timeout", default=20.0, show_default=True,
+                 help="CPU seconds that one web page may take."),
     click.option("--shards", type=int, metavar="N",
                  help="Shards of the documents.  [default: one per 128 MB]"),
     click.option("--wave-bytes", type=int, metavar="N",
@@ -334,7 +340,9 @@ def _reading(options: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Takes the options of reading out of `options`: keywords of a pipeline's run."""
     from data_beam.io import corpus_folder, readers
 
-    known = {"require_id": options.pop("require_id"), **more}
+    known = {"exclude": tuple(options.pop("exclude")), **more}
+    for name in ("require_id", "dump", "extraction_timeout"):
+        known[name] = options.pop(name)
     for name in ("source", "text_field"):
         if (value := options.pop(name)) is not None:
             known[name] = value

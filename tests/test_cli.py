@@ -68,7 +68,10 @@ def test_corpus_without_usable_text(command, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.bin").write_bytes(b"\0\1\2" * 100)
     assert_one_line(command("run", DEMO, "--corpus", "mine"), "mine")
-    assert not list(tmp_path.rglob("documents*"))
+    # What could not be read is there to be looked at; a corpus is not.
+    assert list(tmp_path.rglob("dead_letters/part-*"))
+    assert not list(tmp_path.rglob("done.json"))
+    assert not list(tmp_path.rglob("documents/manifest.json"))
 
 
 def test_report_of_nothing(command):

@@ -84,7 +84,6 @@ class Fingerprints:
             "label": [label_of(one.document) for one in batch],
             "text_hash": [self._text_hash(one) for one in batch],
             "signature": [
-                row.tobytes() if has else None
-                for row, has in zip(signatures, signed, strict=True)
+                row.tobytes() if has else None for row, has in zip(signatures, signed, strict=True)
             ],
         }

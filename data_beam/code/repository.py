@@ -25,14 +25,17 @@ SCHEMA = pa.schema(
     [("spdx", pa.string()), ("licensed", pa.bool_()), ("permissive", pa.bool_()),
      ("kind", pa.string())]
 )  # fmt: skip
-CODE, DOCUMENTATION, LICENCE = "code", "documentation", "licence"
+CODE, DOCUMENTATION, LICENCE, MANIFEST = "code", "documentation", "licence", "manifest"
+# What the resolvers of imports read to know the repository's own names; rules leave them alone.
+_MANIFESTS = {"package.json", "go.mod", "Cargo.toml", "pyproject.toml", "setup.cfg", "setup.py",
+              "pom.xml"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Repository:
     """`spdx` is the licence that the file states, or the folder nearest above it; `permissive`
     whether `allowed` licences are enough for it, null without one; `kind` is "code",
-    "documentation" or "licence"."""
+    "documentation", "licence" or "manifest" (package.json, go.mod ...)."""
 
     allowed: tuple[str, ...] = spdx.PERMISSIVE
 
@@ -101,4 +104,6 @@ class _Write(beam.DoFn):
 def kind_of(path: str) -> str:
     if licences.is_licence_file(path):
         return LICENCE
+    if path.rpartition("/")[2] in _MANIFESTS:
+        return MANIFEST
     return DOCUMENTATION if is_documentation(path) else CODE

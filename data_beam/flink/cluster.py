@@ -64,7 +64,7 @@ appender.console.layout.pattern = %d{yyyy-MM-dd HH:mm:ss,SSS} %-5p %c{1} - %m%n
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Memory in MB. `slots` tasks run at a time on each task manager; `managed` is what sorting
-    takes, shared by its slots: a record larger than a third of a slot's part cannot be sorted."""
+    takes, shared by them. The tests sort documents of 12 MB in 384."""
 
     task_managers: int = 2
     slots: int = 1

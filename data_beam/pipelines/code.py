@@ -30,11 +30,11 @@ _IS_CODE = f"repository.kind={repository.CODE}"
 # A licence's text has done its work when every file knows its licence.
 LICENCE_TEXT = Rule(
     "licence", "licence_text", "repository.kind",
-    allowed=(repository.CODE, repository.DOCUMENTATION),
+    allowed=(repository.CODE, repository.DOCUMENTATION, repository.MANIFEST),
 )  # fmt: skip
 NOT_PERMISSIVE = Rule("licence", "not_permissive", "repository.permissive", minimum=1)
 UNLICENSED = Rule("licence", "no_licence", "repository.licensed", minimum=1)
-GENERATED = Rule("filter", "generated", "licence.generated", maximum=0)
+GENERATED = Rule("filter", "generated", "licence.generated", maximum=0, where=_IS_CODE)
 LOW_GRADE = Rule("quality", "low_grade", "grade.grade", allowed=(grades.HIGH, grades.MODERATE))
 
 

@@ -13,8 +13,8 @@ from internlm2_jax.errors import UserError
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
-    corpus.run(folder / "corpus", corpus=write_folder(folder / "raw"))
-    return folder / "corpus"
+    corpus.run(folder / "out", corpus=write_folder(folder / "raw"))
+    return folder / "out/corpus"
 
 
 def test_every_document_of_a_split_once(built):

@@ -187,15 +187,15 @@ def test_the_preset_keeps_prose_and_programs_and_drops_lists(shared):
     paragraphs = json.loads((shared / "data/chinese_poetry/guwenguanzhi.json").read_text())
     classics = re.sub(r"[\x00-\x7f]+", "\n", json.dumps(paragraphs, ensure_ascii=False))
     assert judged(classics, "zh") is None
-    program = "\n".join(
-        p.read_text() for p in sorted((ROOT / "data_beam").rglob("*.py"))
-    )
+    program = "\n".join(p.read_text() for p in sorted((ROOT / "data_beam").rglob("*.py")))
     assert judged(program[:80_000], "en", source="code") is None
     rng = np.random.default_rng(0)
     numbers = "\n".join(",".join(f"{x:.3f}" for x in row) for row in rng.normal(size=(2000, 8)))
     assert judged(numbers, "en") is not None
     words = "\n".join(sorted(set(re.findall(r"[a-z]{4,}", play.lower()))) * 2)[:60_000]
     assert judged(words, "en") is not None
+    hashes = "\n".join(f"lib/x{i}/mod{i * 7}.py,sha256={hash(i * 7919):x},{i}" for i in range(3000))
+    assert judged(hashes, "und") == "few_conjunctions"
     table = "\n".join(f"| usr/lib/x{i} | {i * 7919} | {i % 17} |" for i in range(3000))
     assert judged(table, "en") is not None
 
