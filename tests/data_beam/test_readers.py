@@ -45,7 +45,7 @@ from internlm2_jax.errors import UserError
         ("a.md", b" \n\t\n", "empty"),
         ("a.txt.gz", b"no gzip at all", "corrupt_gzip"),
         ("a.txt.gz", b"", "corrupt_gzip"),
-        ("a.txt.gz", gzip.compress(b"text " * 1000)[:-12], "corrupt_gzip"),
+        ("a.txt.gz", gzip.compress(b"text " * 1000, mtime=0)[:-12], "corrupt_gzip"),
         ("a.txt.zst", b"no zstd at all", "corrupt_zstd"),
         ("a.txt.zst", zstandard.compress(b"text " * 1000)[:-4], "corrupt_zstd"),
         ("a.arrayrecord", b"no array record", "corrupt_arrayrecord"),

@@ -36,6 +36,10 @@ def code(folder: Path, output: Path) -> list[str]:
     return ["-m", "data_beam", "code", f"--input={folder}", f"--output={output}", "--shards=4"]
 
 
+def scaled(folder: Path, output: Path) -> list[str]:
+    return ["-m", "scaled", f"--input={folder}", f"--output={output}"]
+
+
 def start(command: Sequence[str], options: Sequence[str] = (), **popen) -> subprocess.Popen:
     """The job in a process of its own, its output in one pipe."""
     path = os.pathsep.join(map(str, (ROOT, HERE)))
