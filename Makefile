@@ -7,7 +7,7 @@ ARGS   ?=
 # Tests that run at a time.
 JOBS   ?= 2
 
-.PHONY: demo test test-slow test-seqio check requirements clean
+.PHONY: demo test test-slow test-seqio flink-test check requirements clean
 
 demo: $(READY)
 	$(BIN)/internlm2 run experiments/demo/pipeline.py $(ARGS)
@@ -16,13 +16,17 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not flink"
 
 # seqio brings TensorFlow, so it has an environment of its own.
 test-seqio:
 	$(PYTHON) -m venv $(VENV)-seqio
 	$(VENV)-seqio/bin/python -m pip install --quiet -e ".[seqio]" pytest pytest-timeout hypothesis
 	$(VENV)-seqio/bin/python -m pytest -q tests/data_beam/test_tasks.py
+
+# A real Flink cluster on this machine; needs Java 11 to 17, Maven, a network the first time.
+flink-test: $(READY)
+	$(BIN)/python -m pytest -q tests/integration/test_flink.py -m flink
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -105,7 +105,7 @@ def experiment(
             **start,
             training=Config(
                 ClassifierTraining,
-                steps=400,
+                steps=300,
                 row_length=256,
                 batch_size=16,
                 learning_rate=1e-3,

@@ -13,10 +13,6 @@ if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "flink: needs Java and a network; run by `make flink-test`")
-
-
 @pytest.fixture(scope="session")
 def flink_installed():
     """Flink and the job server, in .cache/flink."""
