@@ -15,9 +15,12 @@ Decoding joins the bytes of the pieces, so a piece may hold any part of a charac
 
 from __future__ import annotations
 
+import bisect
+import collections
 import hashlib
 import heapq
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -47,6 +50,7 @@ SPARE_TOKENS = {
 }
 # SentencePiece learns no piece with a tab (it is its own boundary sign), so runs are given.
 TAB_RUNS = tuple("\t" * n for n in range(1, 9))
+BYTES_AND_CONTROLS = 259
 CHARACTER_COVERAGE = 0.9999  # InternLM2's; what is rarer is spelt in bytes
 _SPACE_SIGN = "\u2581"
 _REPLACEMENT = "\ufffd".encode()
@@ -180,7 +184,9 @@ def train_tokenizer(
 
     Settings as in InternLM2's file: BPE, identity normaliser, byte fallback, single digits,
     pieces for runs of spaces, character coverage 0.9999, unk 0, bos 1, eos 2, bytes 3 to 258.
-    `vocab_size` counts everything, the 7 chat, tool and reward tokens at its end included.
+    `vocab_size` counts everything, the 7 chat, tool and reward tokens at its end included. Single
+    characters take at most half of the room beside the bytes, so that a small vocabulary over
+    Chinese text still has pieces of several; rarer characters are spelt in bytes.
 
     When the texts exceed `max_bytes` of UTF-8, a uniform sample of whole texts that fits is used,
     chosen by `seed`. The same arguments give the same file, byte for byte. Raises UserError when
@@ -189,12 +195,14 @@ def train_tokenizer(
     model = io.BytesIO()
     sample = _sample(texts, max_bytes, seed)
     reserved = len(SPARE_TOKENS) + len(TAB_RUNS)
+    rare = _rare_characters(sample, max(1, (vocab_size - reserved - BYTES_AND_CONTROLS) // 2))
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(
-                text[start : start + _CHUNK_CHARACTERS]
+                part[start : start + _CHUNK_CHARACTERS]
                 for text in sample
-                for start in range(0, len(text), _CHUNK_CHARACTERS)
+                for part in (rare.split(text) if rare else [text])
+                for start in range(0, len(part), _CHUNK_CHARACTERS)
             ),
             model_writer=model,
             model_type="bpe",
@@ -276,6 +284,22 @@ def _sample(texts: Iterable[str], max_bytes: int, seed: int) -> list[str]:
         while total > max_bytes and len(kept) > 1:
             total -= _utf8_bytes(heapq.heappop(kept)[2])
     return [text for _, _, text in sorted(kept, key=lambda entry: entry[1])]
+
+
+def _rare_characters(sample: Sequence[str], most: int) -> re.Pattern[str] | None:
+    """What lies outside the `most` commonest characters of `sample`; None when they are enough.
+
+    SentencePiece gives every character of its coverage a piece and takes no coverage below 0.98.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    for text in sample:
+        counts.update(text)
+    common = sorted(counts, key=lambda character: (-counts[character], character))
+    covered = itertools.accumulate(counts[character] for character in common)
+    needed = bisect.bisect_left(list(covered), CHARACTER_COVERAGE * counts.total()) + 1
+    if needed <= most:
+        return None
+    return re.compile("[^" + re.escape("".join(common[:most])) + "]+")
 
 
 def _utf8_bytes(text: str) -> int:

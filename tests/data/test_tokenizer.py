@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
@@ -152,6 +153,19 @@ def test_vocabulary_of_the_wrong_size_names_the_limit(tmp_path):
     assert train_tokenizer(TEXTS, output, vocab_size=smallest).vocab_size == smallest
     with pytest.raises(UserError, match="every text is empty"):
         train_tokenizer(["", ""], output, vocab_size=400)
+
+
+def test_a_small_vocabulary_over_a_large_alphabet(tmp_path):
+    """Half of the pieces beside the bytes are left for more than one character."""
+    rng = random.Random(0)
+    alphabet = [chr(0x4E00 + i) for i in range(3000)]
+    words = ["".join(rng.choices(alphabet, k=2)) for _ in range(400)]
+    texts = ["".join(rng.choices(words, k=200)) + "".join(alphabet) for _ in range(20)]
+    ours = train_tokenizer(texts, tmp_path / "t.model", vocab_size=700)
+    pieces = [ours.decode([i]) for i in range(259, ours.vocab_size)]
+    lengths = [len(p) for p in pieces if p and set(p) <= set(alphabet)]
+    assert lengths.count(1) > 100 and sum(n > 1 for n in lengths) > 100
+    assert all(ours.decode(ours.encode(text)) == text for text in texts[:3])
 
 
 def test_damaged_files_are_one_line(ours, tmp_path):
