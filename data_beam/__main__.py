@@ -264,6 +264,12 @@ def long_context(
     show_default=True,
     help="Drop the document, or cut what matches out of it.",
 )
+@click.option(
+    "--ignore-common",
+    default=0,
+    metavar="N",
+    help="Runs of 13 words in more than N documents are nobody's question.  [default: all count]",
+)
 @click.pass_context
 def decontaminate(context: click.Context, max_removed_share: float, **options: Any):
     """Remove what evaluation sets ask."""
