@@ -5,8 +5,9 @@ Needs   : nothing; by default the classifier is one of damaged writing, and its 
           shuffled, dropped, repeated, misread by a scanner, garbled, or between torn markup.
           --set labelled=FILE takes labelled texts of your own (toxicity, advertisements ...: JSON
           lines {"text", "label": 1 = to be dropped}); --set pairs=FILE preference pairs in
-          hh-rlhf's format (label 1 = the more harmful answer); --set base_run=RUN starts from the
-          pre-trained model of a run and takes its tokenizer
+          hh-rlhf's format (label 1 = the more harmful answer); --set mail=DIR sorted mail in the
+          layout of the SpamAssassin corpus (label 1 = advertisement); --set base_run=RUN starts
+          from the pre-trained model of a run and takes its tokenizer
 Mesh    : one CPU device
 Expect  : EXPECT
 Run     : internlm2 run experiments/data/classifier.py        (the same again resumes or skips)
@@ -28,7 +29,11 @@ from internlm2_jax.config import Config, Partial
 from internlm2_jax.models.config import preset
 from internlm2_jax.stages import Output, Phase, Pipeline
 from internlm2_jax.stages.classifier import ClassifierTraining, classifier, fasttext_classifier
-from internlm2_jax.stages.labelled import labelled_fluency, labelled_harm
+from internlm2_jax.stages.labelled import (
+    labelled_advertisements,
+    labelled_fluency,
+    labelled_harm,
+)
 
 output = functools.partial(Config, Output)
 
@@ -38,6 +43,7 @@ def experiment(
     corpus: str | None = None,
     labelled: str | None = None,
     pairs: str | None = None,
+    mail: str | None = None,
     base_run: str | None = None,
     preset_name: str = "demo",
 ) -> Config:
@@ -86,6 +92,8 @@ def experiment(
         start = {"base": f"{base_run}/pretrain", "tokenizer": f"{base_run}/tokenizer"}
     if pairs is not None:
         parts["labelled"] = Partial(labelled_harm, pairs=pairs)
+    elif mail is not None:
+        parts["labelled"] = Partial(labelled_advertisements, mail=mail)
     elif labelled is None:
         parts["labelled"] = Partial(
             labelled_fluency, corpus=output("corpus"), per_document=12, seed=seed
