@@ -90,6 +90,23 @@ def test_text_and_code_documents(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "lang"),
+    [
+        ("a/b.h", "namespace x {\nclass Y { public: int z; };\n}\n", "c++"),
+        ("a/b.h", "int add(int a, int b);\n", "c"),
+        ("a/tool", "#!/usr/bin/env python3\nprint(1)\n", "python"),
+        ("a/README.md", "# Words\n", "und"),
+    ],
+)
+def test_the_language_of_code_is_told_by_what_it_looks_like(tmp_path, name, text, lang):
+    put(tmp_path, name, text.encode())
+    row = {"path": name, "text": text, "source": "code", "repo": "a"}
+    put(tmp_path, "rows.jsonl", json.dumps(row | {"language": lang.upper()}).encode())
+    found = documents(read_file(tmp_path, ReadOptions(source="code")))
+    assert [document.lang for document in found] == [lang, lang]
+
+
 def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path):
     for name in ("one", "deep/two"):
         put(tmp_path, f"{name}/in/a.txt", b"hello")
