@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import sys
@@ -369,8 +370,18 @@ def _run(job: Callable[[], Result]) -> Result:
     try:
         return job()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_with_own_options(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_own_options(error: UserError) -> UserError:
+    """An option that Beam does not know is more likely one of this command's, misspelt."""
+    runners = sys.modules.get("data_beam.runners")  # which imports Beam
+    if runners is None or not isinstance(error, runners.UnknownOption):
+        return error
+    options = (o[2:] for each in click.get_current_context().command.params for o in each.opts)
+    close = difflib.get_close_matches(error.name.replace("_", "-"), options, 1)
+    return runners.UnknownOption(error.name, close) if close else error
 
 
 def _report(funnel: dict[str, Any]) -> None:

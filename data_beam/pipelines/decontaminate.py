@@ -86,7 +86,7 @@ def run(
 ) -> dict[str, Any]:
     """Builds OUTPUT from the files that `inputs` match and the report attributes/contamination/
     report.json of what went, and for which set; returns the funnel."""
-    files = listing.list_inputs(inputs, read or readers.ReadOptions())
+    files = listing.list_inputs(inputs, read, output)
     ingest.run(
         files, output, read=read, shards=shards, wave_bytes=wave_bytes,
         max_dead_share=max_dead_share, beam_options=beam_options,

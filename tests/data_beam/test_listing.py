@@ -261,6 +261,15 @@ def test_pieces(tmp_path):
     assert len(set(files)) == 5
 
 
+def test_the_output_of_the_job_is_no_input(tree):
+    inside = put(tree, "out/corpus/part-00000-of-00001.arrayrecord", b"x").parents[1]
+    put(tree, "outside.txt", b"x")
+    wanted = {file.path for file in list_inputs(str(tree)) if not file.path.startswith("out/")}
+    assert {file.path for file in list_inputs(str(tree), output=inside)} == wanted
+    assert {file.path for file in list_inputs(f"{tree}/**", output=f"{inside}/")} == wanted
+    assert "outside.txt" in wanted
+
+
 # --- remote -----------------------------------------------------------------------------------
 
 
@@ -279,7 +288,9 @@ def test_a_bucket(tmp_path, remote):
     for name, data in every_kind(tmp_path).items():
         put(tmp_path, f"bucket/crawl/CC-MAIN-2023-50/{name}", data)
     put(tmp_path, "bucket/crawl/.hidden", b"x")
-    files = list_inputs("test://bucket/crawl", FAST)
+    put(tmp_path, "bucket/crawl/out/corpus/a.arrayrecord", b"x")
+    files = list_inputs("test://bucket/crawl", FAST, "test://bucket/crawl/out")
+    (tmp_path / "bucket/crawl/out/corpus/a.arrayrecord").unlink()
     local = list_inputs(str(tmp_path / "bucket/crawl"), FAST)
     assert paths(files) == paths(local) and len(files) == 18
     assert [f.size for f in files] == [f.size for f in local] and all(f.version for f in files)
