@@ -64,10 +64,19 @@ _NEAR = _options(
                  help="Jaccard similarity from which two documents count as copies."),
     click.option("--ngram", default=5, show_default=True, help="Words per shingle."),
     click.option("--num-perm", default=128, show_default=True, help="Hashes per signature."),
-    click.option("--bands", default=16, show_default=True),
+    click.option("--bands", default=16, show_default=True,
+                 help="Parts of a signature of which copies share one; 20 x 6 finds more of the "
+                 "copies just above the threshold."),
     click.option("--rows", default=8, show_default=True, help="Hashes per band."),
 )  # fmt: skip
-_NEAR_NAMES = ("threshold", "ngram", "num_perm", "bands", "rows")
+_NEAR_GUARDS = _options(
+    click.option("--verify", type=click.Choice(["signature", "exact", "none"]),
+                 default="signature", show_default=True,
+                 help="How candidates are checked: by estimate, by their texts, or not."),
+    click.option("--max-cluster", default=100_000, show_default=True,
+                 help="Fail when more different texts are copies of one another."),
+)  # fmt: skip
+_NEAR_NAMES = ("threshold", "ngram", "num_perm", "bands", "rows", "verify", "max_cluster")
 
 
 @main.command(context_settings=_PASS_ON)
@@ -168,6 +177,7 @@ def corpus(
 @click.option("--cut-personal-data", is_flag=True, help="Cut out e-mail and IP addresses.")
 @click.option("--dedup-lines", is_flag=True, help="Cut lines that other documents have already.")
 @_NEAR
+@_NEAR_GUARDS
 @click.pass_context
 def web_text(context: click.Context, **options: Any):
     """Web pages and other text: extract, clean, de-duplicate, make safe, select."""
@@ -208,6 +218,7 @@ def web_text(context: click.Context, **options: Any):
     help="Folders between the input folder and its repositories.",
 )
 @_NEAR
+@_NEAR_GUARDS
 @click.pass_context
 def code(context: click.Context, repo_depth: int, **options: Any):
     """Repositories: clean, de-duplicate, grade, sort by imports, one document each."""
