@@ -48,9 +48,11 @@ def experiment(
     preset_name: str = "demo",
 ) -> Config:
     """Both backends on one labelled file. See the top of this file for the arguments."""
-    parts: dict[str, Any] = {
-        "corpus": Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed)
-    }
+    parts: dict[str, Any] = {}
+    if base_run is None or (pairs, mail, labelled) == (None, None, None):
+        parts["corpus"] = Partial(
+            stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed
+        )
     if base_run is None:
         parts["tokenizer"] = Partial(
             stages.tokenizer, corpus=output("corpus"), vocab_size=2048, seed=seed

@@ -58,6 +58,12 @@ from internlm2_jax.errors import UserError
         ("a.jsonl", b'{"text": "\\u0000\0"}\n', "bad_json"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "bad_encoding"),
         ("a.jsonl", b"[" * 200_000 + b"\n", "bad_json"),
+        ("a.jsonl", b'[\n{"text": "x"},\n{"text": "y"}\n]\n', "not_json_lines"),
+        (
+            "a.json.gz",
+            gzip.compress(b'{\r\n  "name": "x",\r\n  "text": "y"\r\n}'),
+            "not_json_lines",
+        ),
         ("a.jsonl", b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "bad_json"),
     ],
 )

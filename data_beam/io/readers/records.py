@@ -105,6 +105,11 @@ def _json_lines(file: FileRef, options: ReadOptions) -> Iterator[Item]:
                             num_bytes=file.size,
                         )  # fmt: skip
                     data = data.removeprefix(b"\xef\xbb\xbf")
+                    if data.strip() in (b"{", b"["):  # a thousand lines would be as many letters
+                        raise Unreadable(
+                            "not_json_lines", f"the first line is only {data.strip().decode()!r}; "
+                            "one object a line is needed", num_bytes=file.size,
+                        )  # fmt: skip
                 if line.size > limit:
                     detail = f"a line of {line.size:,} bytes, more than {limit:,}"
                     yield dead_letter(file, "too_large", detail, at, line.size, data)
