@@ -1,6 +1,7 @@
 """Which files are read: patterns, kinds, repositories, pieces, and a choice that is independent of
 order, balanced and bounded."""
 
+import json
 import os
 import random
 import re
@@ -270,6 +271,23 @@ def test_the_output_of_the_job_is_no_input(tree):
     assert "outside.txt" in wanted
 
 
+def _a_corpus(folder, kind="corpus"):
+    manifest = {"kind": kind, "shards": [{"name": "text.arrayrecord"}, {"name": "b.arrayrecord"}]}
+    put(folder, "manifest.json", json.dumps(manifest).encode())
+    for name in ("text.arrayrecord", "b.arrayrecord", "funnel.json", "old.arrayrecord"):
+        put(folder, name, b"{}")
+
+
+def test_of_a_corpus_its_documents_are_the_input(tmp_path):
+    _a_corpus(tmp_path / "ours")
+    assert paths(list_inputs(str(tmp_path / "ours"))) == ["b.arrayrecord", "text.arrayrecord"]
+    assert len(list_inputs(f"{tmp_path}/ours/*.arrayrecord")) == 3  # what is asked for by name
+    _a_corpus(tmp_path / "web", kind="of an extension")
+    put(tmp_path, "other/manifest.json", b"no json")
+    for name, count in (("web", 5), ("other", 1)):
+        assert len(list_inputs(str(tmp_path / name))) == count
+
+
 # --- remote -----------------------------------------------------------------------------------
 
 
@@ -280,6 +298,12 @@ def remote(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Bucket, "folder", str(tmp_path / "bucket"))
     return Bucket
+
+
+def test_of_a_corpus_in_a_bucket_its_documents_are_the_input(tmp_path, remote):
+    _a_corpus(tmp_path / "bucket/ours")
+    for pattern in ("test://bucket/ours", "test://bucket/ours/"):
+        assert paths(list_inputs(pattern)) == ["b.arrayrecord", "text.arrayrecord"]
 
 
 def test_a_bucket(tmp_path, remote):
