@@ -332,7 +332,7 @@ def tokenize(context: click.Context, **options: Any):
     "--classifier",
     "classifiers",
     multiple=True,
-    metavar="DIR",
+    metavar="NAME=DIR",
     help="Show this classifier's curves; may be repeated.",
 )
 def inspect(
@@ -346,7 +346,7 @@ def inspect(
     def start() -> list[str]:
         if identity is not None:
             return history.history(output, identity)
-        folders = list(classifiers) or None
+        folders = dict(map(_pair, classifiers)) or None
         path = pages.build(output, page, max_shards=max_shards, classifier_folders=folders)
         return [f"wrote {path}"]
 

@@ -498,8 +498,8 @@ def test_classifiers_show_their_curves(output, tmp_path):
         "test": {"texts": 40, "auc": 0.91, "curve": curve},
         "validation": {"texts": 41, "auc": 0.92, "curve": curve},
     })  # fmt: skip
-    words = section(page.render(Corpus(output), [folder]), "classifiers")
-    assert "toxicity on test texts: precision 80 %, recall 70 %" in words
+    words = section(page.render(Corpus(output), {"spam": str(folder)}), "classifiers")
+    assert "spam on test texts: precision 80 %, recall 70 %" in words
     assert "cut-off 0.5, largest F1" in words
     manifest = read_json(output / "corpus/manifest.json")
     manifest["settings"]["web_text"] = {"classifiers": {"toxicity": str(folder), "gone": "/no"}}
