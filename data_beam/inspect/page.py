@@ -38,8 +38,8 @@ def build(
 
     With `max_shards`, histograms, curves and samples are of so many shards only, a random sample of
     the documents; the funnel is always of all. `classifier_folders`, by the name to show, hold a
-    classifier's result.json each; None = those that the corpus was made with. Raises UserError when OUTPUT holds no
-    documents, or a file in it is damaged.
+    classifier's result.json each; None = those that the corpus was made with. Raises UserError when
+    OUTPUT holds no documents, or a file in it is damaged.
     """
     path = os.fspath(page) if page is not None else storage.join(output, NAME)
     text = render(Corpus(output, max_shards), classifier_folders)
