@@ -217,18 +217,34 @@ def web_text(context: click.Context, **options: Any):
     show_default=True,
     help="Folders between the input folder and its repositories.",
 )
+@click.option(
+    "--scorer",
+    default="",
+    metavar="DIR",
+    help="Trained classifier of bad code; grades where it agrees with labels or rules.",
+)
+@click.option(
+    "--labels",
+    default="",
+    metavar="FILE",
+    help='What people said of files: JSON lines {"id", "label": 1 = bad}.',
+)
 @_NEAR
 @_NEAR_GUARDS
 @click.pass_context
-def code(context: click.Context, repo_depth: int, **options: Any):
+def code(
+    context: click.Context, repo_depth: int, scorer: str, labels: str, **options: Any
+):  # fmt: skip
     """Repositories: clean, de-duplicate, grade, sort by imports, one document each."""
+    from data_beam.code.graded import Grades
     from data_beam.dedup.near import NearDuplicates
     from data_beam.pipelines import code as job
 
     def start() -> dict[str, Any]:
         near = NearDuplicates(**{name: options.pop(name) for name in _NEAR_NAMES})
         reading = _reading(options, repo_depth=repo_depth)
-        settings = job.Code(near=near, **options)
+        grading = Grades(model=scorer, labels=labels)
+        settings = job.Code(near=near, grades=grading, **options)
         return job.run(settings=settings, beam_options=context.args, **reading)
 
     _report(_run(start))
