@@ -96,7 +96,7 @@ def run(
     if not target.is_complete(fields, upstream):
         target.start()
         with progress.show("grades", 2 * documents.shards, "shard"):
-            look = _Histograms(output, candidates, labels, bool(settings.model))
+            look = _Histograms(output, candidates, labels, modelled=bool(settings.model))
             _calibrate(look, settings, documents.shards, folder, beam_options)
             cuts = grades.from_json(storage.read_json(path))
             pipeline = runners.pipeline(beam_options)
@@ -104,7 +104,7 @@ def run(
                 pipeline
                 | "Shards" >> beam.Create(target.pending())
                 | "SpreadShards" >> beam.Reshuffle()
-                | "Grade" >> beam.ParDo(_Grade(output, cuts, bool(settings.model), target))
+                | "Grade" >> beam.ParDo(_Grade(look, cuts, target))
             )
             runners.run(pipeline)
     found = {"cuts": storage.read_json(path)}
@@ -268,12 +268,14 @@ def _calibrate(
 
 
 class _Grade(beam.DoFn):
-    def __init__(self, output: str, cuts: dict[str, grades.Cut], modelled: bool, target: Output):
+    """Shard -> its grades; beside it what the candidates among its programs amount to by grade."""
+
+    def __init__(self, look: _Histograms, cuts: dict[str, grades.Cut], target: Output):
         super().__init__()
-        self.output, self.cuts, self.modelled, self.target = output, cuts, modelled, target
+        self.look, self.cuts, self.target = look, cuts, target
 
     def process(self, shard):
-        columns = _Columns.read(self.output, shard, self.modelled)
+        columns = _Columns.read(self.look.output, shard, self.look.modelled)
         by_model = [
             cut is not None and cut.scorer == grades.BY_MODEL
             for cut in map(self.cuts.get, columns.languages)
@@ -290,5 +292,10 @@ class _Grade(beam.DoFn):
             schema=tables.with_id(SCHEMA),
         )
         tables.write_table(self.target.path(shard), table)
-        self.target.finish(shard, len(columns.ids))
+        programs = self.look.candidates(shard) & ~np.isnan(columns.rule)
+        counts = {}
+        for name in (grades.HIGH, grades.MODERATE, grades.LOW):
+            mine = programs & (np.array(given, object) == name)
+            counts[name] = {"files": int(mine.sum()), "bytes": int(columns.num_bytes[mine].sum())}
+        self.target.finish(shard, len(columns.ids), grades=counts)
         progress.bump()
