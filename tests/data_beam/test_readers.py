@@ -74,6 +74,12 @@ def test_bad_input(tmp_path, name, data, reason):
     assert letter.to_bytes()
 
 
+def test_a_damaged_first_line_is_one_dead_letter(tmp_path):
+    items = read_data(tmp_path, "a.jsonl", b'{\n\n{"text": "x"}\n{"text": "y"}\n')
+    assert [item.text for item in documents(items)] == ["x", "y"]
+    assert only_letter(letters(items)).reason == "bad_json"
+
+
 def test_a_file_that_is_gone(tmp_path):
     put(tmp_path, "gone.txt", b"x")
     (file,) = listing.list_inputs(str(tmp_path))
