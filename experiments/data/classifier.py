@@ -9,7 +9,8 @@ Needs   : nothing; by default the classifier is one of damaged writing, and its 
           layout of the SpamAssassin corpus (label 1 = advertisement); --set base_run=RUN starts
           from the pre-trained model of a run and takes its tokenizer
 Mesh    : one CPU device
-Expect  : EXPECT
+Expect  : damaged writing, 508 held-out passages: AUC 0.902 (fastText, 9 seconds), 0.903 (decoder
+          of 1.0M parameters from the demo's pre-training, 6 minutes of CPU). docs/data.md: others
 Run     : internlm2 run experiments/data/classifier.py        (the same again resumes or skips)
           internlm2 run experiments/data/classifier.py --set base_run=runs/demo
           internlm2 run experiments/data/classifier.py --tiny
