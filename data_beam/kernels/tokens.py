@@ -132,12 +132,13 @@ def hash_slices(data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray
     long, first = lengths.take(rest), starts.take(rest)
     total = hashes.take(rest) * np.uint64(_BASE)
     # Most long words end in their second eight bytes: the others are looked at for what is left.
-    at = slice(None)
+    at: slice | np.ndarray = slice(None)
     for offset, factor in _CHUNKS:
         if offset > 8:
-            at = np.flatnonzero(long > offset)
-            if not len(at):
+            longer = np.flatnonzero(long > offset)
+            if not len(longer):
                 break
+            at = longer
         total[at] += (words[first[at] + offset] << _unused_bits(long[at] - offset)) * factor
     hashes[rest] = mix64(total)
     for index in rest[long > _MAX_VECTORISED].tolist():
