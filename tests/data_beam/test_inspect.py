@@ -523,7 +523,7 @@ def test_grades_of_code_stand_beside_those_of_the_report(output):
     found.attributes = {**found.attributes, "grade": {"shards": shards, "cuts": cuts}}
     words = section(page.render(found), "sources")
     for row in (
-        "high 3 504 B 16.8 % 16.8 % 2 times", "moderate 18 1.80 kB 60.0 % 69.9 % once",
+        "high 3 504 B 16.8 % 16.8 % 2 times", "moderate 18 1.80 kB 60 % 69.9 % once",
         "low 9 696 B 23.2 % 13.3 % dropped", "by a model in go, by rules elsewhere",
     ):  # fmt: skip
         assert row in words
