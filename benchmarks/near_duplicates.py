@@ -13,7 +13,8 @@ Reported: MB per CPU second, and of the whole job; how many removed documents ha
 0.7 (precision) and 0.5 in their cluster; how many true pairs share a cluster, by J (recall); how
 many of the planted copies were found, by kind, and of the Chinese and Japanese among them. Peers:
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install datasketch rensa datatrove text-dedup
+    python -m venv /tmp/peers && /tmp/peers/bin/pip install datasketch rensa text-dedup datatrove \
+        tokenizers spacy
 
 Speeds depend on what else the machine does: compare the rows of one run, not runs.
 """
