@@ -13,7 +13,8 @@ Reported: MB per CPU second, and of the whole job; how many removed documents ha
 0.7 (precision) and 0.5 in their cluster; how many true pairs share a cluster, by J (recall); how
 many of the planted copies were found, by kind, and of the Chinese and Japanese among them. Peers:
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install datasketch rensa datatrove text-dedup
+    python -m venv /tmp/peers && /tmp/peers/bin/pip install datasketch rensa text-dedup datatrove \
+        tokenizers spacy
 
 Speeds depend on what else the machine does: compare the rows of one run, not runs.
 """
@@ -296,9 +297,9 @@ def from_edges(count: int, edges: Iterable[tuple[int, int]]) -> list[int]:
 # --- ours -------------------------------------------------------------------------------------
 
 
-def ours(texts: list[str], shards: int, options: list[str], verify: str) -> dict:
+def ours(texts: list[str], shards: int, options: list[str], verify: str, split: str) -> dict:
     """Documents on disk -> fingerprints -> duplicates, both by Beam. Timed from the reading of the
-    documents to the last verdict written."""
+    documents to the last verdict written. `split` is bands x rows, "16x8"."""
     sys.path.insert(0, str(ROOT))
     from data_beam.attributes.base import Examined
     from data_beam.attributes.fingerprints import Fingerprints
@@ -327,16 +328,18 @@ def ours(texts: list[str], shards: int, options: list[str], verify: str) -> dict
         target.complete({}, {})
 
         attribute = Fingerprints()
-        examined = [Examined(document) for some in rows for document in some]
+        documents = [document for some in rows for document in some]
+        attribute.sign([Examined(document) for document in documents[:64]])  # tables and caches
         start = time.process_time()
-        for begin in range(0, len(examined), 64):
-            attribute.sign(examined[begin : begin + 64])
+        for begin in range(0, len(documents), 64):  # no batch outlives its turn, as in the job
+            attribute.sign([Examined(document) for document in documents[begin : begin + 64]])
         result["sign"] = time.process_time() - start
-        del examined, rows
+        del documents, rows
         start, wall = cpu(), time.monotonic()
         annotate.run(folder, [attribute], beam_options=options)
         result["fingerprints"] = cpu() - start
-        settings = near.NearDuplicates(verify=verify)
+        bands, rows_of_band = map(int, split.split("x"))
+        settings = near.NearDuplicates(verify=verify, bands=bands, rows=rows_of_band)
         manifest = near.run(folder, open_documents(folder), settings, beam_options=options)
         result["cpu"], result["wall"] = cpu() - start, time.monotonic() - wall
         cluster = list(range(len(texts)))
@@ -502,7 +505,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shards", type=int, default=8)
-    parser.add_argument("--verify", default="signature,none", help="signature, exact, none")
+    parser.add_argument("--verify", default="signature", help="signature, exact, none")
+    parser.add_argument("--bands", default="16x8,20x6", help="splits of the signature")
     parser.add_argument("--peers-python", default="/tmp/peers/bin/python")
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--save", help="also write the figures to this JSON file")
@@ -534,9 +538,10 @@ def main() -> None:
     oracle = from_edges(len(texts), [(first[a], first[b]) for a, b in at]
                         + [(text, first[n]) for text, n in enumerate(number)])  # fmt: skip
     row("oracle (components of exact J >= .7)", {"cluster": oracle})
-    for verify in filter(None, arguments.verify.split(",")):
-        found = ours(texts, arguments.shards, options, verify)
-        row(f"data_beam, verify={verify}", found)
+    ways = itertools.product(arguments.verify.split(","), arguments.bands.split(","))
+    for verify, split in filter(all, ways):
+        found = ours(texts, arguments.shards, options, verify, split)
+        row(f"data_beam, verify={verify}, bands {split}", found)
         print(f"  fingerprints {megabytes / found['fingerprints']:.1f} MB/CPU-s, {found['counts']}")
     with tempfile.TemporaryDirectory() as folder:
         path, result = f"{folder}/corpus.jsonl", f"{folder}/result.json"

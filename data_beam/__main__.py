@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import sys
@@ -63,10 +64,19 @@ _NEAR = _options(
                  help="Jaccard similarity from which two documents count as copies."),
     click.option("--ngram", default=5, show_default=True, help="Words per shingle."),
     click.option("--num-perm", default=128, show_default=True, help="Hashes per signature."),
-    click.option("--bands", default=16, show_default=True),
+    click.option("--bands", default=16, show_default=True,
+                 help="Parts of a signature of which copies share one; 20 x 6 finds more of the "
+                 "copies just above the threshold."),
     click.option("--rows", default=8, show_default=True, help="Hashes per band."),
 )  # fmt: skip
-_NEAR_NAMES = ("threshold", "ngram", "num_perm", "bands", "rows")
+_NEAR_GUARDS = _options(
+    click.option("--verify", type=click.Choice(["signature", "exact", "none"]),
+                 default="signature", show_default=True,
+                 help="How candidates are checked: by estimate, by their texts, or not."),
+    click.option("--max-cluster", default=100_000, show_default=True,
+                 help="Fail when more different texts are copies of one another."),
+)  # fmt: skip
+_NEAR_NAMES = ("threshold", "ngram", "num_perm", "bands", "rows", "verify", "max_cluster")
 
 
 @main.command(context_settings=_PASS_ON)
@@ -167,6 +177,7 @@ def corpus(
 @click.option("--cut-personal-data", is_flag=True, help="Cut out e-mail and IP addresses.")
 @click.option("--dedup-lines", is_flag=True, help="Cut lines that other documents have already.")
 @_NEAR
+@_NEAR_GUARDS
 @click.pass_context
 def web_text(context: click.Context, **options: Any):
     """Web pages and other text: extract, clean, de-duplicate, make safe, select."""
@@ -206,17 +217,34 @@ def web_text(context: click.Context, **options: Any):
     show_default=True,
     help="Folders between the input folder and its repositories.",
 )
+@click.option(
+    "--scorer",
+    default="",
+    metavar="DIR",
+    help="Trained classifier of bad code; grades where it agrees with labels or rules.",
+)
+@click.option(
+    "--labels",
+    default="",
+    metavar="FILE",
+    help='What people said of files: JSON lines {"id", "label": 1 = bad}.',
+)
 @_NEAR
+@_NEAR_GUARDS
 @click.pass_context
-def code(context: click.Context, repo_depth: int, **options: Any):
+def code(
+    context: click.Context, repo_depth: int, scorer: str, labels: str, **options: Any
+):  # fmt: skip
     """Repositories: clean, de-duplicate, grade, sort by imports, one document each."""
+    from data_beam.code.graded import Grades
     from data_beam.dedup.near import NearDuplicates
     from data_beam.pipelines import code as job
 
     def start() -> dict[str, Any]:
         near = NearDuplicates(**{name: options.pop(name) for name in _NEAR_NAMES})
         reading = _reading(options, repo_depth=repo_depth)
-        settings = job.Code(near=near, **options)
+        grading = Grades(model=scorer, labels=labels)
+        settings = job.Code(near=near, grades=grading, **options)
         return job.run(settings=settings, beam_options=context.args, **reading)
 
     _report(_run(start))
@@ -263,6 +291,12 @@ def long_context(
     default="drop",
     show_default=True,
     help="Drop the document, or cut what matches out of it.",
+)
+@click.option(
+    "--ignore-common",
+    default=0,
+    metavar="N",
+    help="Runs of 13 words in more than N documents are nobody's question.  [default: all count]",
 )
 @click.pass_context
 def decontaminate(context: click.Context, max_removed_share: float, **options: Any):
@@ -314,7 +348,7 @@ def tokenize(context: click.Context, **options: Any):
     "--classifier",
     "classifiers",
     multiple=True,
-    metavar="DIR",
+    metavar="NAME=DIR",
     help="Show this classifier's curves; may be repeated.",
 )
 def inspect(
@@ -328,7 +362,7 @@ def inspect(
     def start() -> list[str]:
         if identity is not None:
             return history.history(output, identity)
-        folders = list(classifiers) or None
+        folders = dict(map(_pair, classifiers)) or None
         path = pages.build(output, page, max_shards=max_shards, classifier_folders=folders)
         return [f"wrote {path}"]
 
@@ -363,8 +397,18 @@ def _run(job: Callable[[], Result]) -> Result:
     try:
         return job()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_with_own_options(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_own_options(error: UserError) -> UserError:
+    """An option that Beam does not know is more likely one of this command's, misspelt."""
+    runners = sys.modules.get("data_beam.runners")  # which imports Beam
+    if runners is None or not isinstance(error, runners.UnknownOption):
+        return error
+    options = (o[2:] for each in click.get_current_context().command.params for o in each.opts)
+    close = difflib.get_close_matches(error.name.replace("_", "-"), options, 1)
+    return runners.UnknownOption(error.name, close) if close else error
 
 
 def _report(funnel: dict[str, Any]) -> None:

@@ -52,6 +52,16 @@ try:
 finally:
     logging.disable(logging.NOTSET)
 
+
+class UnknownOption(UserError):
+    """`name` is an option that Beam does not know, without the dashes."""
+
+    def __init__(self, name: str, close: Sequence[str] = ()):
+        hint = f"; did you mean --{close[0]}?" if close else ""
+        super().__init__(f"neither this command nor Beam has an option --{name}{hint}")
+        self.name = name
+
+
 LOCAL_RUNNERS = ("FnApiRunner", "DirectRunner", "BundleBasedDirectRunner", "InProcessRunner")
 # Runners behind a job server, which has options of its own that Beam's Python does not know.
 JOB_SERVER_RUNNERS = ("PortableRunner", "FlinkRunner", "SparkRunner")
@@ -133,9 +143,7 @@ def _check_known(options: PipelineOptions) -> None:
     """Beam drops options that it does not know, a mistyped one among them."""
     known = options.get_all_options()
     for name in sorted(options.get_all_options(retain_unknown_options=True).keys() - known.keys()):
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean --{close[0]}?" if close else ""
-        raise UserError(f"neither this command nor Beam has an option --{name}{hint}")
+        raise UnknownOption(name, difflib.get_close_matches(name, known, 1))
 
 
 # --- remote jobs ------------------------------------------------------------------------------

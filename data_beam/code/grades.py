@@ -19,6 +19,7 @@ HIGH, MODERATE, LOW = "high", "moderate", "low"
 EPOCHS = {HIGH: 2, MODERATE: 1, LOW: 0}
 REPORT_SHARES = (0.168, 0.699, 0.133)
 
+BY_RULES, BY_MODEL = "rules", "model"  # whose score a language is graded by
 BINS = 1000  # of a histogram of scores in [0, 1]
 
 
@@ -40,7 +41,7 @@ class Cut:
 
     low: float
     high: float
-    scorer: str = "rules"  # or "model"
+    scorer: str = BY_RULES
 
 
 def _cut(counts: np.ndarray, shares: tuple[float, float, float]) -> tuple[float, float]:
@@ -73,7 +74,7 @@ def calibrate(
         low, high = _cut(counts, shares)
         if histograms[lang].sum() < keep_below * total:
             low = 0.0
-        cuts[lang] = Cut(low, high, "model" if modelled else "rules")
+        cuts[lang] = Cut(low, high, BY_MODEL if modelled else BY_RULES)
     return cuts
 
 
@@ -82,7 +83,7 @@ def grade(cuts: Mapping[str, Cut], lang: str, rule: float, model: float = math.n
     cut = cuts.get(lang)
     if cut is None:
         return MODERATE
-    value = model if cut.scorer == "model" else rule
+    value = model if cut.scorer == BY_MODEL else rule
     if value is None or math.isnan(value):
         return MODERATE
     return LOW if value < cut.low else HIGH if value >= cut.high else MODERATE
@@ -95,7 +96,7 @@ def to_json(cuts: Mapping[str, Cut]) -> dict[str, Any]:
 def from_json(value: Any) -> dict[str, Cut]:
     try:
         return {
-            str(lang): Cut(float(cut["low"]), float(cut["high"]), str(cut.get("scorer", "rules")))
+            str(lang): Cut(float(cut["low"]), float(cut["high"]), str(cut.get("scorer", BY_RULES)))
             for lang, cut in value.items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -20,15 +20,15 @@ from internlm2_jax.files import fingerprint
 
 beam = runners.beam
 NAME = "repository"
-VERSION = 1
+VERSION = 2
 SCHEMA = pa.schema(
     [("spdx", pa.string()), ("licensed", pa.bool_()), ("permissive", pa.bool_()),
      ("kind", pa.string())]
 )  # fmt: skip
 CODE, DOCUMENTATION, LICENCE, MANIFEST = "code", "documentation", "licence", "manifest"
 # What the resolvers of imports read to know the repository's own names; rules leave them alone.
-_MANIFESTS = {"package.json", "go.mod", "Cargo.toml", "pyproject.toml", "setup.cfg", "setup.py",
-              "pom.xml"}  # fmt: skip
+_MANIFESTS = {"package.json", "tsconfig.json", "jsconfig.json", "go.mod", "Cargo.toml",
+              "pyproject.toml", "setup.cfg", "setup.py", "pom.xml"}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ def write(output: str | os.PathLike, path: str | os.PathLike, *, more_than: int)
     annotated corpus `output`; give the file to `Contamination.of(index, ignore=path)` and annotate
     again.
 
-    Returns {"index": digest of the index, "more_than", "ngrams": [hashes, ascending],
-    "documents": [how many hold each]}.
+    Returns {"index": digest of the index, "corpus": digest of the documents, "more_than",
+    "ngrams": [hashes, ascending], "documents": [how many hold each]}.
     """
     if more_than < 1:
         raise UserError(f"more_than is {more_than}; a run of words is common from 1 document on")
@@ -37,8 +37,18 @@ def write(output: str | os.PathLike, path: str | os.PathLike, *, more_than: int)
     keys, counts = np.unique(np.concatenate(found), return_counts=True)
     common = counts > more_than
     result = {
-        "index": manifest["settings"]["digest"], "more_than": more_than,
-        "ngrams": keys[common].tolist(), "documents": counts[common].tolist(),
+        "index": manifest["settings"]["digest"], "corpus": manifest["upstream"]["documents"],
+        "more_than": more_than, "ngrams": keys[common].tolist(),
+        "documents": counts[common].tolist(),
     }  # fmt: skip
     storage.write_json(path, result)
     return result
+
+
+def is_counted(path: str | os.PathLike, index: str, corpus: str, more_than: int) -> bool:
+    """Whether `write` left the file for this index (digest), these documents and this limit."""
+    if not storage.exists(path):
+        return False
+    value = storage.read_json(path)
+    wanted = {"index": index, "corpus": corpus, "more_than": more_than}
+    return isinstance(value, dict) and {**value, **wanted} == value

@@ -183,9 +183,9 @@ class _Survivors(beam.DoFn):
             id = to_ids(survivors[worst : worst + 1])[0]
             raise UserError(
                 f"the near duplicates of document {id} form a cluster of {counts[worst]} different "
-                f"texts, more than max_cluster {self.max_cluster}: often boilerplate that links "
-                "unrelated documents; look at some of them, then raise the threshold, or "
-                "max_cluster if they are copies"
+                f"texts, more than --max-cluster {self.max_cluster}: often boilerplate that links "
+                "unrelated documents; look at some of them, then raise --threshold, or "
+                "--max-cluster if they are copies"
             )
 
 

@@ -54,7 +54,7 @@ def prepare(cache: Path | None = None, job_server: Path | None = None) -> Distri
     beam-runners-flink-X-job-server for the same Flink. Raises Unavailable.
     """
     java = find_java()
-    cache = cache or default_cache()
+    cache = (cache or default_cache()).absolute()  # Maven's own folder is another
     cache.mkdir(parents=True, exist_ok=True)
     libraries = cache / f"flink-{FLINK}"
     if not libraries.is_dir():

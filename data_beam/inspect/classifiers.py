@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from internlm2_jax.report.load import ABSENT, DONE, Record
 _PARTS = ("test", "validation")
 
 
-def section(corpus: Corpus, folders: Sequence[str]) -> Section:
-    """A curve and a table per classifier; `folders` hold a result.json each."""
+def section(corpus: Corpus, folders: Mapping[str, str]) -> Section:
+    """A curve and a table per classifier; `folders` by name hold a result.json each."""
     blocks: list[Block] = []
-    for folder in folders:
-        blocks += _classifier(folder)
+    for name, folder in folders.items():
+        blocks += _classifier(name, folder)
     lead = (
         "A document is flagged when its score is at or above the cut-off. Precision: what is "
         "rightly flagged of what is flagged. Recall: what is flagged of what should be."
@@ -30,12 +30,11 @@ def section(corpus: Corpus, folders: Sequence[str]) -> Section:
     return Section("classifiers", "Classifiers", DONE if blocks else ABSENT, lead, blocks)
 
 
-def _classifier(folder: str) -> list[Block]:
+def _classifier(name: str, folder: str) -> list[Block]:
     path = storage.join(folder, "result.json")
     value = storage.read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; train the classifier again")
-    name = folder.rstrip("/").rsplit("/", 1)[-1]
     result = Record(value, f"{name}/result.json")
     cutoff = result.record("cutoff")
     cut = cutoff.number("threshold")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from data_beam.code import grades
 from data_beam.inspect.corpus import FUNNEL, MANIFEST, Corpus
 from data_beam.inspect.scan import KEPT, Scan
 from data_beam.mix.rules import merged
@@ -24,6 +25,7 @@ from internlm2_jax.report.load import ABSENT, DONE, Record
 
 _MAX_LANGUAGES = 25
 _TOKENS = "tokens/manifest.json"
+_GRADE = "grade"
 
 
 def words(name: str) -> str:
@@ -129,9 +131,7 @@ def sources(corpus: Corpus, scan: Scan) -> Section:
     blocks: list[Block] = []
     if record:
         blocks += [_table_1(record), *_removal(record)]
-    grades = _grades(corpus, set(record.value))
-    if grades:
-        blocks.append(grades)
+    blocks += [table for table in (_grades(corpus), _divided(corpus, set(record.value))) if table]
     blocks.append(_lengths(corpus, scan))
     tokens = _tokens(corpus)
     if tokens:
@@ -197,7 +197,36 @@ def _removal(record: Record) -> list[Table]:
     ]  # fmt: skip
 
 
-def _grades(corpus: Corpus, known: set[str]) -> Table | None:
+def _grades(corpus: Corpus) -> Table | None:
+    """Programs by grade, as in Table 2 of the InternLM2 report."""
+    manifest = Record(corpus.attributes.get(_GRADE, {}), "attributes/grade/manifest.json")
+    sums = {name: [0.0, 0.0] for name in grades.EPOCHS}
+    for row in manifest.records("shards"):
+        for name, entry in sums.items():
+            found = row.record("grades").record(name)
+            entry[0] += found.number("files") or 0.0
+            entry[1] += found.number("bytes") or 0.0
+    total = sum(entry[1] for entry in sums.values())
+    if not total:
+        return None
+    used = {0: "dropped", 1: "once"}
+    by_model = [lang for lang, cut in manifest.record("cuts").items()
+                if cut.text("scorer") == grades.BY_MODEL]  # fmt: skip
+    how = f"by a model in {', '.join(by_model)}, by rules elsewhere" if by_model else "by rules"
+    return Table(
+        title="Grades of code", head=["Grade", "Files", "Size", "Share", "In the report", "Used"],
+        rows=[
+            [name, num(sums[name][0]), size(sums[name][1]), share(ratio(sums[name][1], total)),
+             share(aimed), used.get(times, f"{times} times")]
+            for (name, times), aimed in zip(
+                grades.EPOCHS.items(), grades.REPORT_SHARES, strict=True)
+        ],
+        source=manifest.source, numeric=frozenset({1, 2, 3, 4}),
+        note=f"Programs that no other rule drops, graded {how}.",
+    )  # fmt: skip
+
+
+def _divided(corpus: Corpus, known: set[str]) -> Table | None:
     """The corpus by the names its files carry, where the mix divided a source by grade."""
     sums: dict[str, list[float]] = {}
     for row in corpus.record(MANIFEST).records("shards"):

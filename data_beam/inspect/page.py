@@ -7,7 +7,7 @@ same bytes. All text in it is escaped: documents are anybody's.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from data_beam.inspect import (
     classifiers,
@@ -31,15 +31,15 @@ def build(
     page: str | os.PathLike | None = None,
     *,
     max_shards: int | None = None,
-    classifier_folders: Sequence[str | os.PathLike] | None = None,
+    classifier_folders: Mapping[str, str] | None = None,
 ) -> str:
     """Writes the page about the pipeline output `output` and returns its path, `page` or
     OUTPUT/inspect.html.
 
     With `max_shards`, histograms, curves and samples are of so many shards only, a random sample of
-    the documents; the funnel is always of all. `classifier_folders` hold a classifier's result.json
-    each; None = those that the corpus was made with. Raises UserError when OUTPUT holds no
-    documents, or a file in it is damaged.
+    the documents; the funnel is always of all. `classifier_folders`, by the name to show, hold a
+    classifier's result.json each; None = those that the corpus was made with. Raises UserError when
+    OUTPUT holds no documents, or a file in it is damaged.
     """
     path = os.fspath(page) if page is not None else storage.join(output, NAME)
     text = render(Corpus(output, max_shards), classifier_folders)
@@ -48,7 +48,7 @@ def build(
     return path
 
 
-def render(corpus: Corpus, classifier_folders: Sequence[str | os.PathLike] | None = None) -> str:
+def render(corpus: Corpus, classifier_folders: Mapping[str, str] | None = None) -> str:
     """The page as text."""
     scan = scanning.scan(corpus)
     clusters = scanning.clusters(corpus)
@@ -69,7 +69,7 @@ def render(corpus: Corpus, classifier_folders: Sequence[str | os.PathLike] | Non
             funnel.sources(corpus, scan),
             funnel.languages(corpus, scan),
             *signals.sections(corpus, scan),
-            classifiers.section(corpus, [os.fspath(folder) for folder in classifier_folders]),
+            classifiers.section(corpus, classifier_folders),
             duplicates.section(corpus, scan, clusters),
             contamination.section(corpus),
             letters.section(corpus),

@@ -82,11 +82,16 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def classifiers(corpus: Corpus) -> list[str]:
-    """Folders of the classifiers that the corpus was made with, where they are still there."""
-    found: list[str] = []
+def classifiers(corpus: Corpus) -> dict[str, str]:
+    """Folders of the classifiers that the corpus was made with, where they are still there, by the
+    name of the score."""
+    found: dict[str, str] = {}
     for settings in corpus.record(MANIFEST).record("settings").value.values():
         folders = settings.get("classifiers") if isinstance(settings, dict) else None
         if isinstance(folders, dict):
-            found += [str(folder) for folder in folders.values()]
-    return [folder for folder in found if storage.exists(storage.join(folder, "result.json"))]
+            found |= {str(name): str(folder) for name, folder in folders.items()}
+    return {
+        name: folder
+        for name, folder in found.items()
+        if storage.exists(storage.join(folder, "result.json"))
+    }

@@ -51,7 +51,7 @@ def check_output(output: Path, kind: str, inputs: str | Path | None) -> None:
 
 
 _OURS = {"documents", "dead_letters", "attributes", "corpus", "waves", "benchmarks.index",
-         "inspect.html"}  # fmt: skip
+         "common_runs.json", "inspect.html"}  # fmt: skip
 
 
 def check_work_folder(output: str | Path, inputs: Sequence[str]) -> None:

@@ -6,26 +6,11 @@ import os
 import re
 from typing import NamedTuple
 
+from data_beam.code import languages
 from data_beam.io import storage
 from data_beam.io.options import ReadOptions
 from data_beam.schema import hash63
 
-# File names and extensions of code, with the language they stand for.
-CODE_LANGUAGES = {
-    ".asm": "assembly", ".awk": "awk", ".bash": "shell", ".c": "c", ".cc": "c++", ".cfg": "ini",
-    ".clj": "clojure", ".cmake": "cmake", ".cpp": "c++", ".cs": "c#", ".css": "css", ".cu": "cuda",
-    ".cuh": "cuda", ".cxx": "c++", ".dart": "dart", ".el": "lisp", ".ex": "elixir",
-    ".f90": "fortran", ".go": "go", ".h": "c", ".hh": "c++", ".hpp": "c++", ".hs": "haskell",
-    ".html": "html", ".htm": "html", ".ini": "ini", ".ipynb": "notebook", ".java": "java",
-    ".jl": "julia", ".js": "javascript", ".json": "json", ".jsx": "javascript", ".kt": "kotlin",
-    ".lisp": "lisp", ".lua": "lua", ".m": "matlab", ".ml": "ocaml", ".mjs": "javascript",
-    ".php": "php", ".pl": "perl", ".pm": "perl", ".proto": "protobuf", ".ps1": "powershell",
-    ".pxd": "cython", ".py": "python", ".pyi": "python", ".pyx": "cython", ".r": "r", ".rb": "ruby",
-    ".rs": "rust", ".s": "assembly", ".scala": "scala", ".sh": "shell", ".sql": "sql",
-    ".swift": "swift", ".tcl": "tcl", ".toml": "toml", ".ts": "typescript", ".tsx": "typescript",
-    ".v": "verilog", ".vim": "vim", ".xml": "xml", ".yaml": "yaml", ".yml": "yaml", ".zig": "zig",
-}  # fmt: skip
-_CODE_NAMES = {"makefile": "make", "dockerfile": "docker", "cmakelists.txt": "cmake"}
 _RECORDS = re.compile(r"\.(?:jsonl|ndjson)(?:\.gz|\.zst)?$|\.json\.(?:gz|zst)$|\.arrayrecord$")
 _ARCHIVES = re.compile(r"\.(?:zip|tar|tgz|tar\.(?:gz|zst|xz|bz2))$")
 _WARC = re.compile(r"\.(?:warc|wet)(?:\.gz|\.zst)?$")
@@ -88,11 +73,6 @@ def _real_name(path: str) -> str:
     return re.sub(f"{_ESCAPED}([89a-f][0-9a-f])", lambda m: chr(0xDC00 + int(m[1], 16)), path)
 
 
-def code_language(path: str) -> str | None:
-    name = path.rsplit("/", 1)[-1].lower()
-    return _CODE_NAMES.get(name) or CODE_LANGUAGES.get(os.path.splitext(name)[1])
-
-
 def text_size(path: str, size: int) -> int:
     """Estimated bytes of text in a file: English in gzip is about a third of its length."""
     return size * 3 if path.lower().endswith(_COMPRESSED) else size
@@ -114,7 +94,7 @@ def file_ref(
         kind, source = "archive", "code"
     elif options is not None and options.source != "code" and _HTML.search(name):
         kind = "html"
-    elif language := code_language(path):
+    elif language := languages.language(path):
         source, lang = "code", language
     if options is not None and options.source:
         source = options.source

@@ -13,7 +13,8 @@ import re
 import sysconfig
 from pathlib import Path
 
-from data_beam.io.file_ref import FileRef, code_language, text_size
+from data_beam.code import languages
+from data_beam.io.file_ref import FileRef, text_size
 from data_beam.io.listing import fair_shares, take, walk
 
 MAN = Path("/usr/share/man")
@@ -68,7 +69,7 @@ def list_machine() -> list[FileRef]:
             name = path.rsplit("/", 1)[-1]
             if name == "METADATA" and ".dist-info/" in path:
                 files.append(_ref(root, base, path, stat, "metadata", lang="en"))
-            elif language := code_language(path):
+            elif language := languages.language(path):
                 if language in _LANGUAGES:
                     # Imports name the package, so its folder stays in the path.
                     repo = f"{root}/{path.partition('/')[0]}" if "/" in path else root

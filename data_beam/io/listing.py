@@ -7,6 +7,7 @@ every file system.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import itertools
 import os
@@ -119,14 +120,21 @@ def list_folder(folder: Path, exclude: Iterable[Path] = ()) -> list[FileRef]:
 # --- patterns ---------------------------------------------------------------------------------
 
 
-def list_inputs(patterns: str | Sequence[str], options: ReadOptions | None = None) -> list[FileRef]:
-    """The files that `--input` names, sorted, each once; large ones in pieces.
+def list_inputs(
+    patterns: str | Sequence[str],
+    options: ReadOptions | None = None,
+    output: str | os.PathLike | None = None,
+) -> list[FileRef]:
+    """The files that `--input` names, sorted, each once; large ones in pieces. What lies below
+    `output` is the job's own and no input.
 
-    A pattern is a file, a folder (everything below it) or a glob (`**` crosses folders), local or
-    remote ("gs://bucket/crawl/*.warc.gz"); several may stand in one text, parted by commas. One
-    that matches nothing is a UserError.
+    A pattern is a file, a folder (everything below it; of a corpus its documents) or a glob (`**`
+    crosses folders), local or remote ("gs://bucket/crawl/*.warc.gz"); several may stand in one
+    text, parted by commas. One that matches nothing is a UserError.
     """
     options = options or ReadOptions()
+    if output is not None:
+        options = dataclasses.replace(options, exclude=(*options.exclude, os.fspath(output)))
     found: dict[str, FileRef] = {}
     for pattern in _split([patterns] if isinstance(patterns, str) else patterns):
         matched = (_list_remote if storage.is_remote(pattern) else _list_local)(pattern, options)
@@ -160,6 +168,9 @@ def _list_local(pattern: str, options: ReadOptions) -> list[FileRef]:
     path = os.path.abspath(os.path.expanduser(pattern))
     if os.path.isdir(path):
         name = os.path.basename(path) or "input"
+        if os.path.isfile(os.path.join(path, "manifest.json")) and (shards := _shards_of(path)):
+            return [file for shard in shards
+                    for file in _list_local(os.path.join(path, shard), options)]  # fmt: skip
         return _list_below(Path(path), portable_name(name), options.exclude, options, strict=True)
     if os.path.isfile(path):
         base, name = os.path.split(path)
@@ -178,6 +189,18 @@ def _list_local(pattern: str, options: ReadOptions) -> list[FileRef]:
     return [file for file in below if matches.fullmatch(os.fspath(file.path))]
 
 
+def _shards_of(folder: str) -> list[str]:
+    """The shards of a corpus that one of our jobs wrote, which are all that is text in its folder;
+    [] for another folder."""
+    try:
+        manifest = storage.read_json(storage.join(folder, "manifest.json"))
+    except UserError:  # somebody's own file of that name
+        return []
+    if not isinstance(manifest, dict) or manifest.get("kind") not in ("corpus", "documents"):
+        return []
+    return [row["name"] for row in manifest["shards"]]
+
+
 def _list_remote(pattern: str, options: ReadOptions) -> list[FileRef]:
     try:
         infos = storage.list_files(pattern)
@@ -189,13 +212,16 @@ def _list_remote(pattern: str, options: ReadOptions) -> list[FileRef]:
     base = pattern.rpartition("/")[0] if single else pattern.rstrip("/")
     base = _fixed_folder(base) if glob.has_magic(base) and not single else base
     root = base.rpartition("/")[2]
+    if f"{base}/manifest.json" in names and (shards := set(_shards_of(base))):
+        infos = [info for info in infos if info.path[len(base) + 1 :] in shards]
     git_folders, files = set(), []
+    ours = tuple(f"{name.rstrip('/')}/" for name in options.exclude if storage.is_remote(name))
     for info in infos:
         path = info.path[len(base) + 1 :]
         above, git, _ = f"/{path}".partition("/.git/")
         if git:
             git_folders.add(above.strip("/"))
-        if path and not path.endswith("/") and not hidden(path):
+        if path and not path.endswith("/") and not hidden(path) and not info.path.startswith(ours):
             files.append(file_ref(root, base, path, info.size, info.version, options))
     return list(_with_repos(files, git_folders, options.repo_depth))
 

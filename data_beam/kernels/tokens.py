@@ -24,8 +24,10 @@ SEPARATOR, WORD, IDEOGRAPH = 0, 1, 2
 _BASE = 0x9E3779B97F4A7C15
 # Words of more bytes are hashed one by one: a run of encoded data may have millions.
 _MAX_VECTORISED = 32
-_CHUNKS = np.array([8, 16, 24])
-_FACTORS = np.array([0xD1B54A32D192ED03, 0xABC98388FB8FAC03, 0x8CB92BA72F3D8DD7], np.uint64)
+_CHUNKS = (
+    (8, np.uint64(0xD1B54A32D192ED03)), (16, np.uint64(0xABC98388FB8FAC03)),
+    (24, np.uint64(0x8CB92BA72F3D8DD7)),
+)  # fmt: skip
 # Inclusive ranges of code points of scripts that put no space between words.
 _UNSPACED = (
     (0x0E00, 0x0E7F), (0x0E80, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF),  # Thai to Khmer
@@ -122,22 +124,36 @@ def hash_slices(data: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray
         return np.zeros(0, np.uint64)
     lengths = ends - starts
     # Element i of this view is the eight bytes from byte i on; a shift drops those after the slice.
-    words = np.ndarray((len(data) + _CHUNKS[-1] + 1,), "<u8", data + bytes(32), strides=(1,))
-    unused = 64 - 8 * np.minimum(lengths, 8)
-    hashes = mix64(words[starts] << unused.view(np.uint64))
+    words = np.ndarray((len(data) + _MAX_VECTORISED - 7,), "<u8", data + bytes(32), strides=(1,))
+    hashes = mix64(words[starts] << _unused_bits(lengths))
     rest = np.flatnonzero(lengths > 8)
     if not len(rest):
         return hashes
-    long = lengths.take(rest)
-    unused = 64 - 8 * np.minimum(np.maximum(long[:, None] - _CHUNKS, 0), 8)
-    chunks = words[starts.take(rest)[:, None] + _CHUNKS] << unused.view(np.uint64)
-    chunks *= _FACTORS
-    hashes[rest] = mix64(hashes.take(rest) * np.uint64(_BASE) + chunks.sum(axis=1))
+    long, first = lengths.take(rest), starts.take(rest)
+    total = hashes.take(rest) * np.uint64(_BASE)
+    # Most long words end in their second eight bytes: the others are looked at for what is left.
+    at: slice | np.ndarray = slice(None)
+    for offset, factor in _CHUNKS:
+        if offset > 8:
+            longer = np.flatnonzero(long > offset)
+            if not len(longer):
+                break
+            at = longer
+        total[at] += (words[first[at] + offset] << _unused_bits(long[at] - offset)) * factor
+    hashes[rest] = mix64(total)
     for index in rest[long > _MAX_VECTORISED].tolist():
         slice_ = data[starts[index] : ends[index]]
         digest = hashlib.blake2b(slice_, digest_size=8).digest()
         hashes[index] = int.from_bytes(digest, "little")
     return hashes
+
+
+def _unused_bits(lengths: np.ndarray) -> np.ndarray:
+    """Of eight bytes, those beyond a slice of so many, as the distance of a left shift."""
+    bits = np.minimum(lengths, 8)
+    bits *= -8
+    bits += 64
+    return bits.view(np.uint64)
 
 
 def ngram_hashes(hashes: np.ndarray, n: int) -> np.ndarray:

@@ -116,7 +116,7 @@ def _add_assembly(funnel: dict[str, Any], counts: Mapping[str, dict[str, Any]]) 
     funnel["stages"].append({**_sum(rows), "assembled": made})
 
 
-def check(funnel: dict[str, Any], max_removed_share: float) -> None:
+def check(funnel: dict[str, Any], max_removed_share: float, output: str | os.PathLike) -> None:
     """Refuses a corpus without documents, or a source that lost more than the share allowed."""
     kept = sum(source["kept_documents"] for source in funnel["sources"].values())
     if not kept:
@@ -135,8 +135,8 @@ def check(funnel: dict[str, Any], max_removed_share: float) -> None:
             (stage, reason), number = max(reasons.items(), key=lambda item: item[1])
             raise UserError(
                 f"source {name} lost {before - after:,} of {before:,} documents, most ({number:,}) "
-                f"to {stage}: {reason}; look at the samples, then loosen that rule or raise "
-                f"--max-removed-share above {max_removed_share:g}"
+                f"to {stage}: {reason}; look at them (python -m data_beam inspect {output}), then "
+                f"loosen that rule or raise --max-removed-share above {max_removed_share:g}"
             )
 
 
@@ -157,7 +157,7 @@ def finish(
     """
     decide.run(output, rules, seed=mix.seed, split_by=mix.split_by, beam_options=beam_options)
     funnel = count(output, rules)
-    check(funnel, max_removed_share)
+    check(funnel, max_removed_share, output)
     rows = write.run(output, mix, beam_options=beam_options)
     documents = open_documents(output)
     if mix.assemble is not None:

@@ -150,7 +150,7 @@ def run(
     settings = settings or Code()
     todo = recipe(settings)  # a wrong setting is told before the first file is read
     read = dataclasses.replace(read or readers.ReadOptions(), source="code")
-    files = listing.list_inputs(inputs, read)
+    files = listing.list_inputs(inputs, read, output)
     ingest.run(
         files, output, read=read, shards=shards, wave_bytes=wave_bytes,
         max_dead_share=max_dead_share, beam_options=beam_options,

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_beam.attributes.contamination import Contamination
-from data_beam.contamination import benchmarks, index, report
+from data_beam.contamination import benchmarks, common, index, report
 from data_beam.io import listing, readers, storage
 from data_beam.mix import write
 from data_beam.mix.rules import Rule
-from data_beam.pipelines import build, ingest
+from data_beam.pipelines import annotate, build, ingest
+from data_beam.stage import open_documents
 from internlm2_jax.errors import UserError
 
 
@@ -22,12 +23,14 @@ class Decontaminate:
     """`benchmarks` are NAME=PATH[:field,field]; `action` "drop" removes a document with at least
     `min_ngrams` runs of 13 words, or a short question whole, of one of them; "cut" removes only
     what matches, 200 characters to each side, and drops documents that fall into more than
-    `max_pieces`."""
+    `max_pieces`. With `ignore_common` N, runs of 13 words that stand in more than N documents count
+    as nobody's question (a licence, a template, a famous passage); 0 = all count."""
 
     benchmarks: tuple[str, ...]
     action: str = "drop"
     min_ngrams: int = 1
     max_pieces: int = 10
+    ignore_common: int = 0
     seed: int = 0
     validation_fraction: float = 0.02
 
@@ -36,6 +39,11 @@ class Decontaminate:
             raise UserError(f"action {self.action!r} is neither drop nor cut")
         if not self.benchmarks:
             raise UserError("no evaluation set given; use --benchmark NAME=PATH")
+        if self.ignore_common < 0:
+            raise UserError(
+                f"ignore_common is {self.ignore_common}; give a number of documents, or 0 to "
+                "ignore nothing"
+            )
 
 
 def attribute(output: str | os.PathLike, specs: Sequence[str]) -> Contamination:
@@ -43,6 +51,18 @@ def attribute(output: str | os.PathLike, specs: Sequence[str]) -> Contamination:
     path = storage.join(output, "benchmarks.index")
     index.build([benchmarks.read(benchmarks.parse(spec)) for spec in specs], path)
     return Contamination.of(path)
+
+
+def without_common(
+    output: str | os.PathLike, found: Contamination, more_than: int, beam_options: Sequence[str]
+) -> Contamination:
+    """`found` less the runs in more than `more_than` documents of `output`; they are counted in a
+    pass of their own, once."""
+    path = storage.join(output, "common_runs.json")
+    if not common.is_counted(path, found.digest, open_documents(output).digest, more_than):
+        annotate.run(output, [found], beam_options=beam_options)
+        common.write(output, path, more_than=more_than)
+    return Contamination.of(found.index, ignore=path)
 
 
 def rules(settings: Decontaminate) -> tuple[Rule, ...]:
@@ -66,12 +86,14 @@ def run(
 ) -> dict[str, Any]:
     """Builds OUTPUT from the files that `inputs` match and the report attributes/contamination/
     report.json of what went, and for which set; returns the funnel."""
-    files = listing.list_inputs(inputs, read or readers.ReadOptions())
+    files = listing.list_inputs(inputs, read, output)
     ingest.run(
         files, output, read=read, shards=shards, wave_bytes=wave_bytes,
         max_dead_share=max_dead_share, beam_options=beam_options,
     )  # fmt: skip
     found = attribute(output, settings.benchmarks)
+    if settings.ignore_common:
+        found = without_common(output, found, settings.ignore_common, beam_options)
     recipe = build.Recipe(
         rules={"default": rules(settings)}, attributes=(found,), near=None,
         mix=write.Mix(

@@ -54,8 +54,8 @@ def run(
     waves = _waves(files, wave_bytes)
     settings = {
         "input": fingerprint([tuple(file) for file in sorted(files)]),
-        "files": len(files), "bytes": total, "read": vars(read), "normalize": VERSION,
-        "shards": shards, "wave_bytes": wave_bytes,
+        "files": len(files), "bytes": total, "read": vars(read), "readers": readers.VERSION,
+        "normalize": VERSION, "shards": shards,
     }  # fmt: skip
     documents, letters = _outputs(output, shards, fingerprint(settings))
     if not (documents.is_complete(settings, {}) and letters.is_complete(settings, {})):

@@ -68,7 +68,7 @@ def run(
     """Builds OUTPUT from the files that `inputs` match; returns the funnel."""
     settings = settings or LongContext()
     todo = recipe(settings)  # a wrong setting is told before the first file is read
-    files = listing.list_inputs(inputs, read or readers.ReadOptions())
+    files = listing.list_inputs(inputs, read, output)
     ingest.run(
         files, output, read=read, shards=shards, wave_bytes=wave_bytes,
         max_dead_share=max_dead_share, beam_options=beam_options,

@@ -37,7 +37,8 @@ CLASSIFIERS = {
 @dataclasses.dataclass(frozen=True)
 class WebText:
     """Settings. `rules` is a preset or a YAML file; `classifiers` maps a name of CLASSIFIERS to the
-    folder of a trained classifier, whose own cut-off applies; `cut_personal_data` cuts e-mail and
+    folder of a trained classifier, whose own cut-off applies where no rule names its score;
+    `cut_personal_data` cuts e-mail and
     IP addresses out of the texts. What is empty is left out."""
 
     rules: str = "internlm2_text"
@@ -80,12 +81,14 @@ def recipe(settings: WebText, output: str | os.PathLike) -> build.Recipe:
         attributes.append(BlockedWords(settings.word_lists))
         limit = settings.max_blocked_words
         extra.append(Rule("safe", "blocked_words", "blocked_words.count", maximum=limit))
+    preset = rules.load(settings.rules)
+    named = rules.attributes_of(preset)
     scores = []
     for name, folder in settings.classifiers.items():
         job = score.Classifier(name, folder)
         scores.append(job)
-        extra.append(job.rule(CLASSIFIERS.get(name, "quality")))
-    preset = rules.load(settings.rules)
+        if name not in named:
+            extra.append(job.rule(CLASSIFIERS.get(name, "quality")))
     edits: list[str] = []
     if C4Lines.name in rules.attributes_of(preset):
         attributes.append(C4Lines())
@@ -125,7 +128,7 @@ def run(
     """Builds OUTPUT from the files that the patterns `inputs` match; returns the funnel."""
     settings = settings or WebText()
     todo = recipe(settings, output)  # a wrong setting is told before the first file is read
-    files = listing.list_inputs(inputs, read or readers.ReadOptions())
+    files = listing.list_inputs(inputs, read, output)
     ingest.run(
         files, output, read=read, shards=shards, wave_bytes=wave_bytes,
         max_dead_share=max_dead_share, beam_options=beam_options,

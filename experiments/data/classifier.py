@@ -5,10 +5,12 @@ Needs   : nothing; by default the classifier is one of damaged writing, and its 
           shuffled, dropped, repeated, misread by a scanner, garbled, or between torn markup.
           --set labelled=FILE takes labelled texts of your own (toxicity, advertisements ...: JSON
           lines {"text", "label": 1 = to be dropped}); --set pairs=FILE preference pairs in
-          hh-rlhf's format (label 1 = the more harmful answer); --set base_run=RUN starts from the
-          pre-trained model of a run and takes its tokenizer
+          hh-rlhf's format (label 1 = the more harmful answer); --set mail=DIR sorted mail in the
+          layout of the SpamAssassin corpus (label 1 = advertisement); --set base_run=RUN starts
+          from the pre-trained model of a run and takes its tokenizer
 Mesh    : one CPU device
-Expect  : EXPECT
+Expect  : damaged writing, 508 held-out passages: AUC 0.902 (fastText, 9 seconds), 0.903 (decoder
+          of 1.0M parameters from the demo's pre-training, 6 minutes of CPU). docs/data.md: others
 Run     : internlm2 run experiments/data/classifier.py        (the same again resumes or skips)
           internlm2 run experiments/data/classifier.py --set base_run=runs/demo
           internlm2 run experiments/data/classifier.py --tiny
@@ -28,7 +30,11 @@ from internlm2_jax.config import Config, Partial
 from internlm2_jax.models.config import preset
 from internlm2_jax.stages import Output, Phase, Pipeline
 from internlm2_jax.stages.classifier import ClassifierTraining, classifier, fasttext_classifier
-from internlm2_jax.stages.labelled import labelled_fluency, labelled_harm
+from internlm2_jax.stages.labelled import (
+    labelled_advertisements,
+    labelled_fluency,
+    labelled_harm,
+)
 
 output = functools.partial(Config, Output)
 
@@ -38,13 +44,16 @@ def experiment(
     corpus: str | None = None,
     labelled: str | None = None,
     pairs: str | None = None,
+    mail: str | None = None,
     base_run: str | None = None,
     preset_name: str = "demo",
 ) -> Config:
     """Both backends on one labelled file. See the top of this file for the arguments."""
-    parts: dict[str, Any] = {
-        "corpus": Partial(stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed)
-    }
+    parts: dict[str, Any] = {}
+    if base_run is None or (pairs, mail, labelled) == (None, None, None):
+        parts["corpus"] = Partial(
+            stages.corpus, files_below=corpus, max_bytes=28_000_000, seed=seed
+        )
     if base_run is None:
         parts["tokenizer"] = Partial(
             stages.tokenizer, corpus=output("corpus"), vocab_size=2048, seed=seed
@@ -86,6 +95,8 @@ def experiment(
         start = {"base": f"{base_run}/pretrain", "tokenizer": f"{base_run}/tokenizer"}
     if pairs is not None:
         parts["labelled"] = Partial(labelled_harm, pairs=pairs)
+    elif mail is not None:
+        parts["labelled"] = Partial(labelled_advertisements, mail=mail)
     elif labelled is None:
         parts["labelled"] = Partial(
             labelled_fluency, corpus=output("corpus"), per_document=12, seed=seed

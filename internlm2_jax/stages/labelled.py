@@ -39,3 +39,13 @@ def labelled_harm(folder: Path, *, pairs: str) -> None:
     rows = list(labelled.harmful_answers(pairs))
     files.write_jsonl(folder / LABELLED, rows)
     files.write_json(folder / "result.json", {"texts": len(rows)})
+
+
+def labelled_advertisements(folder: Path, *, mail: str) -> None:
+    """Mail that people sorted into spam (1) and ham (0); see data_beam/scoring/mail.py."""
+    from data_beam.scoring.mail import advertisements
+
+    rows = list(advertisements(mail))
+    files.write_jsonl(folder / LABELLED, rows)
+    spam = sum(row["label"] for row in rows)
+    files.write_json(folder / "result.json", {"texts": len(rows), "spam": spam})

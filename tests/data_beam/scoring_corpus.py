@@ -47,11 +47,12 @@ def write_documents(output: Path, texts: Sequence[str], shards: int = 2) -> list
 
 
 def untrained_model(
-    folder: Path, vocabulary_file: Path, head: str = "scalar", scale: float = 30.0
+    folder: Path, vocabulary_file: Path, head: str = "scalar", scale: float = 30.0, **changes: int
 ) -> Path:
-    """A stage folder with a tiny model drawn at random; `scale` spreads the scores of its head."""
+    """A stage folder with a tiny model drawn at random; `scale` spreads the scores of its head,
+    `changes` are fields of its size."""
     vocabulary = Tokenizer.load(vocabulary_file)
-    cfg = dataclasses.replace(preset("tiny"), vocab_size=vocabulary.vocab_size)
+    cfg = dataclasses.replace(preset("tiny"), vocab_size=vocabulary.vocab_size, **changes)
     params = build(cfg, head=head).init(jax.random.key(0))
     params["head"] = jax.tree.map(lambda x: scale * x, params["head"])
     checkpoints = Checkpoints(folder)

@@ -221,6 +221,48 @@ def test_javascript():
     assert soft == {("app/main.tsx", "app/lazy.ts")}
 
 
+ALIASES = {
+    "tsconfig.base.json": """{ // "paths": {"@ui/*": ["nowhere/*"]}
+        "compilerOptions": {"baseUrl": ".", "paths": {
+            "@ui/*": ["packages/ui/src/*", "packages/ui/*"], "@ui/theme": ["packages/dark.ts"],
+            "config": ["settings/index.ts"], /* "a": [], */
+        },},
+    }""",
+    "packages/web/tsconfig.json": '{"extends": "../../tsconfig.base.json"}',
+    "packages/web/main.ts": (
+        'import a from "@ui/button";\nimport b from "@ui/theme";\nimport c from "config";\n'
+        'import d from "packages/ui/lost";\nimport e from "react";\nimport f from "@ui/old";\n'
+    ),
+    "packages/ui/src/button.tsx": "",
+    "packages/ui/old.js": 'import x from "@ui/button";\n',  # no configuration above it
+    "packages/ui/lost.ts": "",
+    "packages/dark.ts": "",
+    "settings/index.ts": "",
+    "nowhere/button.ts": "",
+    "app/jsconfig.json": '{"compilerOptions": {"paths": {"#/*": ["./src/*"]}}}',
+    "app/main.js": 'import x from "#/deep/one";\nimport y from "#/../../settings/index";\n',
+    "app/src/deep/one.js": 'import("#/two");\n',
+    "app/src/two.js": "",
+    "bad/tsconfig.json": '{"extends": 3, "compilerOptions": {"paths": [], "baseUrl": 1}}',
+    "bad/a.ts": 'import b from "./b";\n',
+    "bad/b.ts": "",
+    "round/tsconfig.json": '{"extends": "./tsconfig.json"}',
+    "round/a.ts": 'import b from "./b";\n',
+    "round/b.ts": "",
+}
+
+
+def test_aliases_of_tsconfig():
+    web, ui = "packages/web/main.ts", "packages/ui"
+    assert edges(ALIASES) == {
+        (web, f"{ui}/src/button.tsx"), (web, "packages/dark.ts"), (web, "settings/index.ts"),
+        (web, f"{ui}/lost.ts"), (web, f"{ui}/old.js"),
+        ("app/main.js", "app/src/deep/one.js"), ("app/main.js", "settings/index.ts"),
+        ("app/src/deep/one.js", "app/src/two.js"),
+        ("bad/a.ts", "bad/b.ts"), ("round/a.ts", "round/b.ts"),
+    }  # fmt: skip
+
+
 # --- Go ---
 
 

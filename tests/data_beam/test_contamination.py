@@ -20,7 +20,7 @@ from data_beam.contamination import benchmarks, common, index, report
 from data_beam.contamination.words import words_of
 from data_beam.io import storage, writers
 from data_beam.kernels.tokens import tokenize
-from data_beam.pipelines import annotate
+from data_beam.pipelines import annotate, decontaminate
 from data_beam.schema import Document
 from data_beam.stage import Output
 from internlm2_jax.errors import UserError
@@ -397,3 +397,29 @@ def test_common_runs_can_be_ignored(corpus):
     other = make_index(corpus / "j", (POINT, ""))
     with pytest.raises(UserError, match="counted with another index"):
         Contamination.of(other, ignore=str(corpus / "common.json")).setup()
+
+
+def test_the_pipeline_ignores_what_is_common(tmp_path, monkeypatch):
+    """A sentence of the set that stands in every document says nothing; a whole question does."""
+    template = " ".join(EGGS.split()[:16])
+    rows = [{"text": f"{FILLER} {template} {n}", "source": "web"} for n in range(6)]
+    rows += [{"text": text, "source": "web"} for text in (f"{FILLER} {POINT}", FILLER)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "set.jsonl").write_text(
+        "\n".join(json.dumps({"question": q}) for q in (EGGS, POINT))
+    )
+    arguments = ([str(tmp_path / "in.jsonl")], tmp_path / "out")
+    sets = (f"mine={tmp_path / 'set.jsonl'}",)
+
+    def kept(**settings) -> int:
+        done = decontaminate.run(*arguments, decontaminate.Decontaminate(sets, **settings))
+        return done["sources"]["web"]["kept_documents"]
+
+    assert kept() == 1
+    assert kept(ignore_common=3) == 7
+    assert kept(ignore_common=6) == 1  # in six documents, not in more than six
+    assert kept(ignore_common=3) == 7
+    monkeypatch.setattr(common, "write", None)  # is not counted again
+    assert kept(ignore_common=3) == 7
+    with pytest.raises(UserError, match="ignore_common is -1"):
+        decontaminate.Decontaminate(sets, ignore_common=-1)

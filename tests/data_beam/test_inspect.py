@@ -498,13 +498,35 @@ def test_classifiers_show_their_curves(output, tmp_path):
         "test": {"texts": 40, "auc": 0.91, "curve": curve},
         "validation": {"texts": 41, "auc": 0.92, "curve": curve},
     })  # fmt: skip
-    words = section(page.render(Corpus(output), [folder]), "classifiers")
-    assert "toxicity on test texts: precision 80 %, recall 70 %" in words
+    words = section(page.render(Corpus(output), {"spam": str(folder)}), "classifiers")
+    assert "spam on test texts: precision 80 %, recall 70 %" in words
     assert "cut-off 0.5, largest F1" in words
     manifest = read_json(output / "corpus/manifest.json")
     manifest["settings"]["web_text"] = {"classifiers": {"toxicity": str(folder), "gone": "/no"}}
     write_json(output / "corpus/manifest.json", manifest)
     assert "toxicity on test texts" in section(page.render(Corpus(output)), "classifiers")
+
+
+def test_grades_of_code_stand_beside_those_of_the_report(output):
+    found = Corpus(output)
+    assert "Grades of code" not in section(page.render(found), "sources")
+    grades = {"high": (1, 168), "moderate": (6, 600), "low": (3, 232)}
+    shards = [
+        {
+            "grades": {
+                name: {"files": n * times, "bytes": b * times} for name, (n, b) in grades.items()
+            }
+        }
+        for times in (1, 2)
+    ]
+    cuts = {"go": {"low": 0.1, "high": 0.9, "scorer": "model"}}
+    found.attributes = {**found.attributes, "grade": {"shards": shards, "cuts": cuts}}
+    words = section(page.render(found), "sources")
+    for row in (
+        "high 3 504 B 16.8 % 16.8 % 2 times", "moderate 18 1.80 kB 60 % 69.9 % once",
+        "low 9 696 B 23.2 % 13.3 % dropped", "by a model in go, by rules elsewhere",
+    ):  # fmt: skip
+        assert row in words
 
 
 def test_tokens_are_shown_when_there_are_any(output):

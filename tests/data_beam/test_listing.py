@@ -1,6 +1,7 @@
 """Which files are read: patterns, kinds, repositories, pieces, and a choice that is independent of
 order, balanced and bounded."""
 
+import json
 import os
 import random
 import re
@@ -261,6 +262,32 @@ def test_pieces(tmp_path):
     assert len(set(files)) == 5
 
 
+def test_the_output_of_the_job_is_no_input(tree):
+    inside = put(tree, "out/corpus/part-00000-of-00001.arrayrecord", b"x").parents[1]
+    put(tree, "outside.txt", b"x")
+    wanted = {file.path for file in list_inputs(str(tree)) if not file.path.startswith("out/")}
+    assert {file.path for file in list_inputs(str(tree), output=inside)} == wanted
+    assert {file.path for file in list_inputs(f"{tree}/**", output=f"{inside}/")} == wanted
+    assert "outside.txt" in wanted
+
+
+def _a_corpus(folder, kind="corpus"):
+    manifest = {"kind": kind, "shards": [{"name": "text.arrayrecord"}, {"name": "b.arrayrecord"}]}
+    put(folder, "manifest.json", json.dumps(manifest).encode())
+    for name in ("text.arrayrecord", "b.arrayrecord", "funnel.json", "old.arrayrecord"):
+        put(folder, name, b"{}")
+
+
+def test_of_a_corpus_its_documents_are_the_input(tmp_path):
+    _a_corpus(tmp_path / "ours")
+    assert paths(list_inputs(str(tmp_path / "ours"))) == ["b.arrayrecord", "text.arrayrecord"]
+    assert len(list_inputs(f"{tmp_path}/ours/*.arrayrecord")) == 3  # what is asked for by name
+    _a_corpus(tmp_path / "web", kind="of an extension")
+    put(tmp_path, "other/manifest.json", b"no json")
+    for name, count in (("web", 5), ("other", 1)):
+        assert len(list_inputs(str(tmp_path / name))) == count
+
+
 # --- remote -----------------------------------------------------------------------------------
 
 
@@ -273,13 +300,21 @@ def remote(tmp_path, monkeypatch):
     return Bucket
 
 
+def test_of_a_corpus_in_a_bucket_its_documents_are_the_input(tmp_path, remote):
+    _a_corpus(tmp_path / "bucket/ours")
+    for pattern in ("test://bucket/ours", "test://bucket/ours/"):
+        assert paths(list_inputs(pattern)) == ["b.arrayrecord", "text.arrayrecord"]
+
+
 def test_a_bucket(tmp_path, remote):
     from reading import documents, every_kind
 
     for name, data in every_kind(tmp_path).items():
         put(tmp_path, f"bucket/crawl/CC-MAIN-2023-50/{name}", data)
     put(tmp_path, "bucket/crawl/.hidden", b"x")
-    files = list_inputs("test://bucket/crawl", FAST)
+    put(tmp_path, "bucket/crawl/out/corpus/a.arrayrecord", b"x")
+    files = list_inputs("test://bucket/crawl", FAST, "test://bucket/crawl/out")
+    (tmp_path / "bucket/crawl/out/corpus/a.arrayrecord").unlink()
     local = list_inputs(str(tmp_path / "bucket/crawl"), FAST)
     assert paths(files) == paths(local) and len(files) == 18
     assert [f.size for f in files] == [f.size for f in local] and all(f.version for f in files)

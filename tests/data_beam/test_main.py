@@ -32,6 +32,10 @@ def test_errors_are_one_line_and_status_2(tmp_path):
     assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
     failed = data_beam("tokenize", "--input", tmp_path, "--output", tmp_path / "c")
     assert failed.returncode == 2 and "--tokenizer" in failed.stderr
+    (tmp_path / "a.txt").write_text("x")
+    failed = data_beam("web_text", "--input", tmp_path / "a.txt", "--output", tmp_path / "c",
+                       "--treshold=0.8")  # fmt: skip
+    assert failed.returncode == 2 and failed.stderr.endswith("; did you mean --threshold?\n")
 
 
 def test_jobs_import_neither_jax_nor_tensorflow():

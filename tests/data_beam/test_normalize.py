@@ -36,6 +36,9 @@ def test_normalize():
     assert normalize("\n\n  e\u0301\tx\n") == "  é\tx\n"
     assert normalize(" \n\t\x00") == ""
     assert normalize("bad \ud800 surrogate") == "bad  surrogate\n"
+    assert normalize("no\u00a0break, thin\u2009and\u202fnarrow\u3000wide") == (
+        "no break, thin and narrow\u3000wide\n"
+    )
 
 
 def test_normalize_is_idempotent():

@@ -58,6 +58,12 @@ from internlm2_jax.errors import UserError
         ("a.jsonl", b'{"text": "\\u0000\0"}\n', "bad_json"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16"), "bad_encoding"),
         ("a.jsonl", b"[" * 200_000 + b"\n", "bad_json"),
+        ("a.jsonl", b'[\n{"text": "x"},\n{"text": "y"}\n]\n', "not_json_lines"),
+        (
+            "a.json.gz",
+            gzip.compress(b'{\r\n  "name": "x",\r\n  "text": "y"\r\n}'),
+            "not_json_lines",
+        ),
         ("a.jsonl", b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "bad_json"),
     ],
 )
@@ -66,6 +72,12 @@ def test_bad_input(tmp_path, name, data, reason):
     assert letter.reason == reason and letter.source in ("text", "code")
     assert letter.where.startswith(str(tmp_path / name)) and len(letter.detail) <= 200
     assert letter.to_bytes()
+
+
+def test_a_damaged_first_line_is_one_dead_letter(tmp_path):
+    items = read_data(tmp_path, "a.jsonl", b'{\n\n{"text": "x"}\n{"text": "y"}\n')
+    assert [item.text for item in documents(items)] == ["x", "y"]
+    assert only_letter(letters(items)).reason == "bad_json"
 
 
 def test_a_file_that_is_gone(tmp_path):
@@ -88,6 +100,23 @@ def test_text_and_code_documents(tmp_path):
         document_id("code", "src/a.py", "import os\n", repo="repo"), "import os\n", "code",
         lang="python", repo="repo", path="src/a.py", meta={"kind": "plain"},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lang"),
+    [
+        ("a/b.h", "namespace x {\nclass Y { public: int z; };\n}\n", "c++"),
+        ("a/b.h", "int add(int a, int b);\n", "c"),
+        ("a/tool", "#!/usr/bin/env python3\nprint(1)\n", "python"),
+        ("a/README.md", "# Words\n", "und"),
+    ],
+)
+def test_the_language_of_code_is_told_by_what_it_looks_like(tmp_path, name, text, lang):
+    put(tmp_path, name, text.encode())
+    row = {"path": name, "text": text, "source": "code", "repo": "a"}
+    put(tmp_path, "rows.jsonl", json.dumps(row | {"language": lang.upper()}).encode())
+    found = documents(read_file(tmp_path, ReadOptions(source="code")))
+    assert [document.lang for document in found] == [lang, lang]
 
 
 def test_ids_do_not_depend_on_where_the_folder_lies(tmp_path):

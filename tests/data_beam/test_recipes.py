@@ -14,6 +14,7 @@ from raw_folder import sentences
 from data_beam.io import corpus_folder
 from data_beam.mix import decide
 from data_beam.pipelines import code, ingest, web_text
+from internlm2_jax import files
 from internlm2_jax.errors import UserError
 
 
@@ -123,6 +124,25 @@ def test_a_wrong_setting_is_told_before_anything_is_read(pages, tmp_path):
         lists = (str(pages / "words.missing"),)
         web_text.run([str(pages)], tmp_path / "out", web_text.WebText(word_lists=lists))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rule_that_names_a_score_takes_the_place_of_the_cut_off(tmp_path):
+    described = {"cutoff": {"rule": "largest F1", "threshold": 0.5}, "judge": "mean"}
+    files.write_json(tmp_path / "model/classifier.json", {"backend": "fasttext", **described})
+    (tmp_path / "own.yaml").write_text(
+        "text: [{stage: safe, reason: toxic, signal: toxicity.score, maximum: 0.8}]"
+    )
+
+    def limits(name: str, **settings) -> list[float]:
+        wanted = web_text.WebText(classifiers={name: str(tmp_path / "model")}, **settings)
+        recipe = web_text.recipe(wanted, tmp_path / "out")
+        assert [job.name for job in recipe.scores] == [name]
+        return [r.maximum for r in recipe.rules["text"] if r.signal == f"{name}.score"]
+
+    (own,) = limits("toxicity")
+    assert 0.499 < own < 0.5
+    assert limits("toxicity", rules=str(tmp_path / "own.yaml")) == [0.8]
+    assert limits("fluency", rules=str(tmp_path / "own.yaml")) == [own]
 
 
 # --- code -------------------------------------------------------------------------------------

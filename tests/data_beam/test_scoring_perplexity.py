@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scoring_corpus import source_texts, train_vocabulary, write_documents
+from scoring_corpus import source_texts, train_vocabulary, untrained_model, write_documents
 
 from data_beam.attributes.tables import read_attribute
 from data_beam.scoring import curves, models, perplexity
@@ -128,12 +128,24 @@ def split(text):
 
 
 @pytest.fixture(scope="module")
-def trained(sources, tmp_path_factory):
-    """A language model of 0.1M parameters, trained in some seconds on both kinds."""
+def vocabulary_file(sources, tmp_path_factory):
+    texts = [split(text)[0][:200_000] for text in sources.values()]
+    return train_vocabulary(tmp_path_factory.mktemp("tokenizer"), texts)
+
+
+@pytest.fixture(scope="module")
+def drawn(vocabulary_file, tmp_path_factory):
+    """A language model as it was drawn, sure of what it says."""
+    folder = tmp_path_factory.mktemp("drawn") / "stage"
+    return untrained_model(folder, vocabulary_file, "lm", max_position_embeddings=ROW)
+
+
+@pytest.fixture(scope="module")
+def trained(sources, vocabulary_file, tmp_path_factory):
+    """A language model of 0.1M parameters, trained on both kinds."""
     folder = tmp_path_factory.mktemp("language_model")
     train = {name: split(text)[0] for name, text in sources.items()}
-    path = train_vocabulary(folder, [text[:200_000] for text in train.values()])
-    vocabulary = Tokenizer.load(path)
+    vocabulary = Tokenizer.load(vocabulary_file)
     cfg = preset(
         "tiny", vocab_size=512, embed_dim=64, head_dim=16, mlp_dim=128, max_position_embeddings=ROW
     )
@@ -163,7 +175,7 @@ def trained(sources, tmp_path_factory):
     checkpoints.save(steps, {"params": state["params"]})
     checkpoints.close()
     save_model_json(folder / "stage", cfg, "lm")
-    shutil.copy(path, folder / "stage" / "tokenizer.model")
+    shutil.copy(vocabulary_file, folder / "stage" / "tokenizer.model")
     return folder / "stage"
 
 
@@ -183,6 +195,7 @@ def documents(sources, glued, count=24, size=2500):
     return made
 
 
+@pytest.mark.slow
 def test_glued_documents_gain_less_than_coherent_ones(trained, sources):
     model = models.SpanModel(trained, SMALL, tokens_per_batch=4096)
     gains = {
@@ -200,17 +213,17 @@ def test_glued_documents_gain_less_than_coherent_ones(trained, sources):
     assert model.compilations == 2  # with and without the context
 
 
-def test_perplexities_are_what_they_are_defined_to_be(trained, sources):
+def test_perplexities_are_what_they_are_defined_to_be(drawn, sources):
     protocol = dataclasses.replace(SMALL, pairs=3, alone_context=20)
-    model = models.SpanModel(trained, protocol)
+    model = models.SpanModel(drawn, protocol)
     identity, text = documents(sources, False)[0]
     (found,) = model.score([(identity, text)])
-    vocabulary = Tokenizer.load(trained / "tokenizer.model")
+    vocabulary = Tokenizer.load(drawn / "tokenizer.model")
     network, params = model._model, model._params
     logits_of = jax.jit(network.logits)
     losses = {"given": [], "alone": []}
-    drawn = list(perplexity.pairs(identity, text, vocabulary.encode, vocabulary.decode, protocol))
-    for pair in drawn:
+    found_pairs = perplexity.pairs(identity, text, vocabulary.encode, vocabulary.decode, protocol)
+    for pair in found_pairs:
         for name, context in (("given", pair.context), ("alone", pair.short)):
             row = [vocabulary.bos_id, *context, *pair.target]
             logits = np.asarray(logits_of(params, np.array([row], np.int32)), np.float64)[0]
@@ -218,26 +231,27 @@ def test_perplexities_are_what_they_are_defined_to_be(trained, sources):
             first = 1 + len(context)
             losses[name] += [-float(logprobs[i - 1, row[i]]) for i in range(first, len(row))]
     assert found["pairs"] == 3
+    assert abs(found["gain"]) > 0.01 and abs(math.log(found["ppl_alone"] / 512)) > 0.1
     assert found["ppl_given"] == pytest.approx(math.exp(np.mean(losses["given"])), rel=1e-4)
     assert found["ppl_alone"] == pytest.approx(math.exp(np.mean(losses["alone"])), rel=1e-4)
     gain = math.log(found["ppl_alone"] / found["ppl_given"])
     assert found["gain"] == pytest.approx(gain, abs=1e-5)
 
 
-def test_batch_mates_change_nothing(trained, sources):
+def test_batch_mates_change_nothing(drawn, sources):
     asked = documents(sources, False, count=6)
-    together = models.SpanModel(trained, SMALL, tokens_per_batch=2048).score(asked)
-    model = models.SpanModel(trained, SMALL, tokens_per_batch=512)
+    together = models.SpanModel(drawn, SMALL, tokens_per_batch=2048).score(asked)
+    model = models.SpanModel(drawn, SMALL, tokens_per_batch=512)
     alone = [model.score([one])[0] for one in asked[::-1]][::-1]
     for a, b in zip(together, alone, strict=True):
         assert a["gain"] == pytest.approx(b["gain"], abs=1e-5)
         assert a["ppl_given"] == pytest.approx(b["ppl_given"], rel=1e-5)
 
 
-def test_the_attribute(trained, sources, tmp_path):
+def test_the_attribute(drawn, sources, tmp_path):
     texts = [text for _, text in documents(sources, False, count=4)] + ["short", "x" * 2000]
     written = write_documents(tmp_path, texts, shards=2)
-    job = Perplexity(str(trained), SMALL, min_bytes=1000)
+    job = Perplexity(str(drawn), SMALL, min_bytes=1000)
     assert job.run(tmp_path)["failed"] == 0
     rows = [row for s in range(2) for row in read_attribute(tmp_path, "perplexity", s).to_pylist()]
     assert [row["id"] for row in rows] == [d.id for d in written]
@@ -255,6 +269,6 @@ def test_the_attribute(trained, sources, tmp_path):
     assert again != first
 
 
-def test_a_protocol_longer_than_the_model_reads(trained):
+def test_a_protocol_longer_than_the_model_reads(drawn):
     with pytest.raises(UserError, match=r"reads 128 tokens, the protocol needs 4097"):
-        models.SpanModel(trained, Protocol())
+        models.SpanModel(drawn, Protocol())

@@ -152,6 +152,7 @@ def test_other_texts_do_not_slip_into_a_resumed_run(folders, tmp_path, monkeypat
         run(folders, tmp_path / "run", labelled=tmp_path / "rows.jsonl")
 
 
+@pytest.mark.slow
 def test_a_trained_trunk_is_a_start(trained, folders, tmp_path):
     """The trunk of a trained stage, with balanced batches and the last token read."""
     short = dataclasses.replace(TRAINING, steps=2, positive_share=0.9)

@@ -1,5 +1,5 @@
-"""JavaScript and TypeScript: relative paths with guessed endings and index files, and packages of
-the same repository by the name in their package.json."""
+"""JavaScript and TypeScript: relative paths with guessed endings and index files, the aliases of
+tsconfig.json, and packages of the same repository by the name in their package.json."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import orjson
 
 from data_beam.code.imports import Import
 from data_beam.code.resolvers.repository import Repository, folder_of, join, remembered
+from data_beam.code.resolvers.tsconfig import Configurations
 
 LANGUAGES = ("javascript", "typescript", "vue", "svelte")
 _ENDINGS = (
@@ -42,6 +43,7 @@ def _from_root(target: str) -> tuple[str, ...]:
 class _Files:
     def __init__(self, repository: Repository):
         self.repository = repository
+        self.configurations = Configurations(repository)
         self.packages: dict[str, tuple[str, dict]] = {}
         for path in sorted(repository.texts):
             if path.rsplit("/", 1)[-1] == "package.json":
@@ -95,6 +97,9 @@ class _Files:
         if target.startswith("."):
             base = join(folder_of(importer), target)
             return None if base is None else self.at(base)
+        for path in self.configurations.candidates(importer, target):
+            if found := self.at(path):
+                return found
         for root in self._roots(importer):
             for inside in _from_root(target):
                 if found := self.at(join(root, inside) or ""):

@@ -15,7 +15,9 @@ from data_beam.io.readers import archives, html, parquet, plain, records, warc
 from data_beam.io.readers.base import NO_TEXT_REASONS, Item, Unreadable, dead_letter, letter_of
 from internlm2_jax.errors import UserError
 
-__all__ = ["NO_TEXT_REASONS", "Item", "ReadOptions", "read"]
+__all__ = ["NO_TEXT_REASONS", "VERSION", "Item", "ReadOptions", "read"]
+
+VERSION = 2  # raised whenever a file would give other documents or dead letters
 
 _READERS: dict[str, Callable[[FileRef, ReadOptions], Iterator[Item]]] = {
     "plain": plain.read, "man": plain.read, "metadata": plain.read, "docstrings": plain.read,

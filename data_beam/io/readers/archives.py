@@ -12,8 +12,9 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
+from data_beam.code import languages
 from data_beam.io.encodings import NotText, decode
-from data_beam.io.file_ref import FileRef, code_language, hidden
+from data_beam.io.file_ref import FileRef, hidden
 from data_beam.io.options import ReadOptions
 from data_beam.io.readers import zips
 from data_beam.io.readers.base import (
@@ -119,7 +120,7 @@ def _item(file: FileRef, options: ReadOptions, member: Member, repo: str, top: s
     meta = {"kind": file.kind} | ({} if encoding == "utf-8" else {"encoding": encoding})
     return document(
         file, options, text, origin=path, at=at, repo=repo, path=path,
-        lang=code_language(path) or "und", meta=meta,
+        lang=languages.language(path) or "und", meta=meta,
     )  # fmt: skip
 
 

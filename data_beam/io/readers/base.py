@@ -6,6 +6,7 @@ import contextlib
 import re
 from typing import Any, BinaryIO
 
+from data_beam.code import languages
 from data_beam.io import storage
 from data_beam.io.file_ref import FileRef
 from data_beam.io.options import ReadOptions
@@ -86,7 +87,7 @@ def document(
     **fields: Any,
 ) -> Item:
     """The document of a text as it was read, or a dead letter if there is nothing in it or too
-    much."""
+    much. The language of code is told by its path and text, where they can tell."""
     size = len(text.encode()) if num_bytes is None else num_bytes
     if size > options.max_document_bytes:
         return dead_letter(
@@ -96,6 +97,9 @@ def document(
     if not text.strip():
         return dead_letter(file, "empty", "", at, size)
     source = fields.pop("source", file.source)
+    if source == "code":
+        known = languages.language(fields.get("path", ""), text)
+        fields["lang"] = known or fields.get("lang", "und").lower()
     identity = document_id(source, origin, text, fields.get("repo", ""), fields.get("dump", ""))
     return Document(identity, text, source, **fields)
 

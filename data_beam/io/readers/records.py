@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
@@ -33,6 +34,8 @@ from data_beam.io.readers.decompress import Damaged, format_of, open_stream
 _CHUNK = 1 << 20
 _HEAD = 800
 _BATCH = 64
+_FIRST_LINES = 8
+_BOM = b"\xef\xbb\xbf"
 
 
 def read(file: FileRef, options: ReadOptions) -> Iterator[Item]:
@@ -94,7 +97,8 @@ def _json_lines(file: FileRef, options: ReadOptions) -> Iterator[Item]:
     last = 0
     with opened(file) as handle:
         try:
-            for line in lines(open_stream(handle, file.path), limit, file.start, file.end):
+            found = lines(open_stream(handle, file.path), limit, file.start, file.end)
+            for line in _of_many_values(file, found):
                 last = line.number
                 at = f"#line={line.number}" if compressed else f"#byte={line.offset}"
                 data = line.data
@@ -104,7 +108,7 @@ def _json_lines(file: FileRef, options: ReadOptions) -> Iterator[Item]:
                             "bad_encoding", "records must be UTF-8, this is UTF-16",
                             num_bytes=file.size,
                         )  # fmt: skip
-                    data = data.removeprefix(b"\xef\xbb\xbf")
+                    data = data.removeprefix(_BOM)
                 if line.size > limit:
                     detail = f"a line of {line.size:,} bytes, more than {limit:,}"
                     yield dead_letter(file, "too_large", detail, at, line.size, data)
@@ -112,6 +116,33 @@ def _json_lines(file: FileRef, options: ReadOptions) -> Iterator[Item]:
                     yield from_json(file, options, data, at)
         except Damaged as damage:
             raise Unreadable(damage.reason, damage, f"#line={last + 1}") from damage
+
+
+def _of_many_values(file: FileRef, found: Iterator[Line]) -> Iterator[Line]:
+    """The lines. A file that holds one JSON value on many lines is one thing that cannot be read:
+    its lines would be as many dead letters."""
+    first = next(found, None)
+    if first is None:
+        return
+    head = [first]
+    if first.offset == 0 and first.data.removeprefix(_BOM).strip() in (b"{", b"["):
+        while len(head) < _FIRST_LINES and not head[-1].data.strip(b" \t\r[{"):
+            if (line := next(found, None)) is None:
+                break
+            head.append(line)
+        if not _is_object(head[-1].data):  # else only the first is damaged
+            raise Unreadable(
+                "not_json_lines", "this is one JSON value on many lines; one object a line is "
+                "needed", num_bytes=file.size, head=first.data,
+            )  # fmt: skip
+    yield from itertools.chain(head, found)
+
+
+def _is_object(data: bytes) -> bool:
+    try:
+        return isinstance(_parse(data)[0], dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def from_json(file: FileRef, options: ReadOptions, data: bytes, at: str) -> Item:
