@@ -1,4 +1,4 @@
-"""Causal grouped-query attention.
+"""Causal grouped-query attention: its definition, and the choice of an implementation.
 
 `reference` is the definition. Query head n reads key/value head n // G: queries are viewed as
 [K, G] and keys and values are never repeated. Scores and softmax are float32.
@@ -9,20 +9,27 @@ pass), and blocks that stay in a CPU's cache. On two CPU cores, forward and back
 times the reference's time in rows of 128, 0.66 in rows of 512, 0.52 in rows of 1024
 (benchmarks/attention.py), so `auto` takes it above 128.
 
+`flash_gqa` is our kernel for TPU (flash_gqa.py); the others are kernels that somebody keeps well
+(adapters.py).
+
 `cached` is attention of new queries over a KV cache, for the engine.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from internlm2_jax.errors import UserError
+from internlm2_jax.kernels import adapters
+from internlm2_jax.kernels.flash_gqa import flash_gqa
 
 MASKED = -1e30  # finite: a row that may see nothing gives a mean, not NaN
 MIN_BLOCK = 128
@@ -37,9 +44,11 @@ def reference(
     v: Float[Array, "B T K H"],
     *,
     segment_ids: Int[Array, "B T"] | None = None,
+    window: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(q k' / sqrt(H)) v over earlier positions of the same segment."""
-    mask = _mask(0, q.shape[1], q.shape[1], segment_ids)
+    length = q.shape[1]
+    mask = _mask((0, length), (0, length), segment_ids, window)
     return cached(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
 
 
@@ -49,6 +58,7 @@ def blockwise(
     v: Float[Array, "B T K H"],
     *,
     segment_ids: Int[Array, "B T"] | None = None,
+    window: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """As `reference`, a block of queries at a time."""
     length = q.shape[1]
@@ -58,8 +68,9 @@ def blockwise(
     blocks = []
     for start in range(0, length, size):
         end = min(start + size, length)
-        mask = _mask(start, end, end, segment_ids)
-        blocks.append(attend(q[:, start:end], k[:, :, :end], v[:, :, :end], mask))
+        first = 0 if window is None else max(0, start - window + 1)
+        mask = _mask((start, end), (first, end), segment_ids, window)
+        blocks.append(attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], mask))
     return jnp.concatenate(blocks, axis=1)
 
 
@@ -80,7 +91,25 @@ def cached(
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-IMPLEMENTATIONS = {"reference": reference, "blockwise": blockwise}
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """A function with the signature of `reference`, and the platforms it runs on (None: all)."""
+
+    function: Callable[..., Array]
+    platforms: tuple[str, ...] | None = None
+
+
+GPU = ("gpu", "cuda", "rocm")
+
+IMPLEMENTATIONS = {
+    "reference": Implementation(reference),
+    "blockwise": Implementation(blockwise),
+    "flash_gqa": Implementation(flash_gqa, ("tpu",)),
+    "splash": Implementation(adapters.splash, ("tpu",)),
+    "cudnn": Implementation(adapters.cudnn, GPU),
+    "mosaic_gpu": Implementation(adapters.mosaic_gpu, GPU),
+    "tokamax": Implementation(adapters.tokamax),
+}
 
 
 def dispatch(
@@ -89,35 +118,74 @@ def dispatch(
     v: Float[Array, "B T K H"],
     *,
     segment_ids: Int[Array, "B T"] | None = None,
+    window: int | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Causal attention within equal segment ids, by the implementation named `impl`.
 
     Args:
-      impl: a name in `IMPLEMENTATIONS`, or "auto": `blockwise` for rows longer than one block,
-        `reference` for shorter ones, where there is nothing to leave out.
+      window: positions a query sees, its own included; None for all earlier ones.
+      impl: a name in `IMPLEMENTATIONS`, or "auto" for the choice of `choose`.
+
+    Raises:
+      UserError: there is no such implementation, or it cannot do this on this platform.
     """
-    name = impl
-    if impl == "auto":
-        name = "blockwise" if q.shape[1] > MIN_BLOCK else "reference"
+    if q.shape[2] % k.shape[2]:
+        raise UserError(f"{q.shape[2]} query heads do not divide into {k.shape[2]} key/value heads")
+    if window is not None and window < 1:
+        raise UserError(f"window={window}: a query sees at least its own position; use 1 or more")
+    on = platform(q)
+    name = choose(q, segment_ids, on) if impl == "auto" else impl
     if name not in IMPLEMENTATIONS:
         raise UserError(
             f"no attention implementation {impl!r}; there are auto, {', '.join(IMPLEMENTATIONS)}"
         )
-    _log_once(impl, name)
-    return IMPLEMENTATIONS[name](q, k, v, segment_ids=segment_ids)
+    chosen = IMPLEMENTATIONS[name]
+    if chosen.platforms is not None and on not in chosen.platforms:
+        raise UserError(f"attention {name!r} runs on {chosen.platforms[0]}, not on {on}; use auto")
+    _log_once(impl, name, on)
+    return chosen.function(q, k, v, segment_ids=segment_ids, window=window)
+
+
+def choose(q: Float[Array, "B T N H"], segment_ids: Int[Array, "B T"] | None, on: str) -> str:
+    """The implementation that "auto" means for these arrays on the platform `on`."""
+    if on == "tpu":
+        return "flash_gqa"
+    whole = segment_ids is None and q.shape[3] % 8 == 0 and q.shape[3] <= 128
+    if on in GPU and whole and q.dtype in adapters.HALF:
+        return "cudnn"
+    # Nothing to leave out in rows of one block.
+    return "blockwise" if q.shape[1] > MIN_BLOCK else "reference"
+
+
+def platform(x: Array) -> str:
+    """The platform that a computation with `x` is compiled for: "cpu", "tpu", "gpu" or "cuda".
+
+    The devices of the mesh in use say it, or those of the mesh that `x` is sharded over, so that a
+    program for a TPU that is not here gets the TPU's kernel. Without a mesh it is the default one.
+    """
+    for mesh in (jax.sharding.get_abstract_mesh(), jax.typeof(x).sharding.mesh):
+        if mesh.abstract_device is not None:
+            return mesh.abstract_device.platform
+    return jax.default_backend()
 
 
 def _mask(
-    start: int, end: int, keys: int, segment_ids: Int[Array, "B T"] | None
+    queries: tuple[int, int],
+    keys: tuple[int, int],
+    segment_ids: Int[Array, "B T"] | None,
+    window: int | None,
 ) -> Bool[Array, "#B T S"]:
-    """Which of the first `keys` positions the queries start..end see."""
-    mask = (jnp.arange(start, end)[:, None] >= jnp.arange(keys))[None]
+    """Which of the positions of `keys` (first, end) the queries (first, end) see."""
+    distance = jnp.arange(*queries)[:, None] - jnp.arange(*keys)
+    mask = (distance >= 0)[None]
+    if window is not None:
+        mask = mask & (distance < window)
     if segment_ids is not None:
-        mask = mask & (segment_ids[:, start:end, None] == segment_ids[:, None, :keys])
+        mask = mask & (segment_ids[:, slice(*queries), None] == segment_ids[:, None, slice(*keys)])
     return mask
 
 
 @functools.cache
-def _log_once(asked: str, name: str) -> None:
-    logger.info("attention: %s -> %s on %s", asked, name, jax.default_backend())
+def _log_once(asked: str, name: str, on: str) -> None:
+    logger.info("attention: %s -> %s on %s", asked, name, on)
