@@ -1,94 +1,259 @@
-"""The device mesh, one table of rules per layout, and the few operations that must know the mesh.
+"""The device mesh, one table of rules from logical axes to mesh axes, and what must know the mesh.
 
-Parameters carry logical axis names (`model.axes`). A layout maps those names to mesh axes and so
-says where parameters rest; `COMPUTE` says how activations, and weights at the moment of use, lie.
-Under `fsdp` a weight rests cut along `embed` over the "data" axis and is gathered when used: the
-gather is the difference of the two tables, and its transpose scatters the gradient back.
+A layout is a string, `fsdp=16,tensor=4`: the size of each of four mesh axes, the rest being 1.
 
-The mesh has explicit axes: the sharding of every array is part of its type, and only the places
-below need help (embedding gather, contractions over a sharded axis, gather along the vocabulary).
-With no mesh, or one whose axes are automatic, the same helpers are the plain operations.
+    data     copies of the model; over slices of a pod, gradients cross the data-centre network
+    fsdp     parameters, gradients and optimizer state rest cut; a weight is gathered when used
+    context  the tokens of a row are cut; attention runs as a ring (kernels/ring_attention.py)
+    tensor   heads, MLP and vocabulary are cut; between blocks, so are the tokens of a row
+
+Parameters carry logical axis names (`model.axes`). `STORED` says how parameters rest, `COMPUTE` how
+activations, and weights at the moment of use, lie; the gather of a weight is the difference of the
+two tables, and its transpose scatters the gradient back. Layouts differ in sizes only, so there is
+one table of each.
+
+The mesh has explicit axes: the sharding of every array is part of its type, and only the functions
+below need help (embedding gather, contractions over a sharded axis, gather along the vocabulary,
+kernels). With no mesh, or one whose axes are automatic, they are the plain operations.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from internlm2_jax.errors import UserError
 
-MESH_AXES = ("data", "model")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+Entry = str | tuple[str, ...] | None
+Axes = tuple[str | None, ...]
 
-# Where parameters rest: logical axis -> mesh axis, for each layout.
-LAYOUTS: dict[str, dict[str, str]] = {
-    "single": {},
-    "fsdp": {"embed": "data"},
-    "fsdp_tp": {
-        "embed": "data",
-        "heads": "model",
-        "kv_heads": "model",
-        "mlp": "model",
-        "vocab": "model",
-    },
-}
-
-# How activations and weights lie while they are used.
-COMPUTE: dict[str | None, str] = {
-    "batch": "data",
-    "heads": "model",
-    "kv_heads": "model",
-    "mlp": "model",
-    "vocab": "model",
+_CUT_BY_TENSOR: dict[str | None, Entry]
+_CUT_BY_TENSOR = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor")
+# How parameters rest. Norms and scalars are too small to be worth a gather.
+STORED: dict[str | None, Entry] = {"embed": "fsdp", **_CUT_BY_TENSOR}
+# How activations, and weights in use, lie. "length" is the tokens of a row inside a block,
+# "residual_length" between blocks, where no axis but this one is left for `tensor` to cut.
+COMPUTE: dict[str | None, Entry] = {
+    "batch": ("data", "fsdp"),
+    "length": "context",
+    "residual_length": ("context", "tensor"),
+    **_CUT_BY_TENSOR,
 }
 
 
-def make_mesh(
-    data: int | None = None, model: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
-    """An explicit ("data", "model") mesh; `data` defaults to all devices not used by `model`.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes of the mesh axes; see the head of this file."""
 
-    Enter it once with `jax.set_mesh(mesh)`.
-    """
-    devices = list(devices if devices is not None else jax.devices())
-    if data is None:
-        data = len(devices) // model
-    if data < 1 or model < 1 or data * model > len(devices):
+    data: int = 1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """`fsdp=16,tensor=4`; the empty string is one device.
+
+        Errors: UserError for an unknown axis, a repeated one, or a size that is no number.
+        """
+        sizes: dict[str, int] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, _, size = (item.strip() for item in part.partition("="))
+            if name not in MESH_AXES:
+                near = difflib.get_close_matches(name, MESH_AXES, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise UserError(
+                    f"layout {text!r}: no mesh axis {name!r}{hint}; "
+                    f"there are {', '.join(MESH_AXES)}"
+                )
+            if name in sizes or not size.isdecimal() or int(size) < 1:
+                why = "is given twice" if name in sizes else f"has size {size!r}"
+                raise UserError(f"layout {text!r}: {name} {why}; write it like fsdp=16,tensor=4")
+            sizes[name] = int(size)
+        return cls(**sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return dataclasses.astuple(self)
+
+    @property
+    def num_devices(self) -> int:
+        return math.prod(self.sizes)
+
+    @property
+    def batch_ways(self) -> int:
+        """Into how many parts the rows of a batch are cut."""
+        return self.data * self.fsdp
+
+    def __str__(self) -> str:
+        named = zip(MESH_AXES, self.sizes, strict=True)
+        return ",".join(f"{name}={size}" for name, size in named if size > 1) or "one device"
+
+    def mesh(self, devices: Sequence[Any] | None = None) -> Mesh:
+        """An explicit mesh of exactly these devices (default: all); enter it with `jax.set_mesh`.
+
+        Devices of several slices must be divided by `data`: only that axis crosses slices.
+        Errors: UserError when the number of devices is not the layout's.
+        """
+        devices = list(devices if devices is not None else jax.devices())
+        if self.num_devices != len(devices):
+            raise UserError(
+                f"layout {self} needs {self.num_devices} devices, there are {len(devices)}; "
+                "the sizes of its axes must multiply to that"
+            )
+        return Mesh(_arrange(self.sizes, devices), MESH_AXES, (AxisType.Explicit,) * 4)
+
+    def check(
+        self, axes: Any, abstract: Any, *, batch: int | None = None, length: int | None = None
+    ) -> None:
+        """Refuses a layout that does not divide a model's parameters or a batch [B, T].
+
+        Args:
+          axes, abstract: `model.axes` and `model.abstract`.
+        Errors: UserError naming the parameter or the size, both numbers, and what to change.
+        """
+        sizes = dict(zip(MESH_AXES, self.sizes, strict=True))
+
+        def divides(path: Any, leaf: Any, names: Axes) -> None:
+            for size, name in zip(leaf.shape, names, strict=True):
+                _check_divides(jax.tree_util.keystr(path, simple=True, separator="/"),
+                               size, STORED.get(name), sizes)  # fmt: skip
+
+        jax.tree.map_with_path(divides, abstract, axes)
+        if batch is not None:
+            _check_divides("batch_size", batch, COMPUTE["batch"], sizes)
+        if length is not None:
+            _check_divides("sequence_length", length, COMPUTE["residual_length"], sizes)
+            if self.context > 1:
+                _chunk_size(length, 2 * self.context)
+
+
+def _arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """Devices so that the inner axes of the mesh lie on neighbouring links."""
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    if len(slices) == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    if sizes[0] % len(slices):
         raise UserError(
-            f"a mesh of data={data} x model={model} needs {max(data, 1) * model} devices, "
-            f"there are {len(devices)}; make it smaller"
+            f"{len(slices)} slices do not divide data={sizes[0]}; only data crosses slices, "
+            f"so give data={len(slices)} or a multiple"
         )
-    return jax.make_mesh(
-        (data, model), MESH_AXES, (AxisType.Explicit,) * 2, devices=devices[: data * model]
+    return mesh_utils.create_hybrid_device_mesh(
+        (sizes[0] // len(slices), *sizes[1:]),
+        (len(slices), 1, 1, 1),
+        devices,
+        allow_split_physical_axes=True,
     )
 
 
-def spec(axes: tuple[str | None, ...], layout: str) -> P:
+# ------------------------------------------------------------------------- parameters
+
+
+def stored_spec(axes: Axes) -> P:
     """PartitionSpec of a parameter with these logical axes."""
-    if layout not in LAYOUTS:
-        raise UserError(f"no layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    rules = LAYOUTS[layout]
-    return P(*(rules.get(name) if name else None for name in axes))
+    return P(*(STORED.get(name) for name in axes))
 
 
-def shardings(axes: Any, mesh: Mesh, layout: str, abstract: Any = None) -> Any:
-    """NamedSharding of every parameter.
+def shardings(axes: Any, mesh: Mesh) -> Any:
+    """NamedSharding of every parameter; `axes` is `model.axes`."""
+    return jax.tree.map(lambda a: NamedSharding(mesh, stored_spec(a)), axes, is_leaf=_is_axes)
 
-    Args:
-      axes: tree of tuples of logical axis names (`model.axes`).
-      abstract: tree of the same form with the shapes (`model.abstract`). When given, an axis that
-        the mesh does not divide is a UserError that names the parameter.
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """How the rows of a batch [B, T] rest."""
+    return NamedSharding(mesh, P(COMPUTE["batch"], COMPUTE["length"]))
+
+
+# ------------------------------------------------------------------- around a computation
+
+
+@contextlib.contextmanager
+def use(layout: str) -> Iterator[None]:
+    """Enters the mesh of a layout's text; an empty one is no mesh: one device does everything."""
+    with jax.set_mesh(Layout.parse(layout).mesh()) if layout else contextlib.nullcontext():
+        yield
+
+
+def create(init: Callable[[Array], Any], axes: Any, key: Array) -> Any:
+    """Parameters `init(key)`, each made where it rests on the mesh in use."""
+    mesh = jax.sharding.get_mesh()
+    places = None if mesh.empty else shardings(axes, mesh)
+    return jax.jit(init, out_shardings=places)(key)
+
+
+def place(params: Any, axes: Any) -> Any:
+    """Moves parameters to where they rest on the mesh in use."""
+    mesh = jax.sharding.get_mesh()
+    return params if mesh.empty else jax.device_put(params, shardings(axes, mesh))
+
+
+def place_rows(batch: Any) -> Any:
+    """A batch of [B, T] host arrays on the mesh in use, in zig-zag order when `context` cuts rows.
+
+    Every process gives the whole batch, and only the rows of its own devices are moved.
     """
-    result = jax.tree.map(lambda a: NamedSharding(mesh, spec(a, layout)), axes, is_leaf=_is_axes)
-    if abstract is not None:
-        jax.tree.map_with_path(_check_divides, abstract, result)
-    return result
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return batch
+    at, ways = rows(mesh), mesh.shape["context"]
+
+    def put(x: Any) -> Array:
+        x = zigzag(x, ways) if ways > 1 else x
+        return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
+
+    return jax.tree.map(put, batch)
+
+
+# ------------------------------------------------------------------ order of a row's tokens
+
+
+def zigzag(x: Any, ways: int, axis: int = 1) -> Any:
+    """Puts the tokens of `x`, numpy or jax, in zig-zag order for `ways` devices.
+
+    Errors: UserError when twice the number of devices does not divide the axis.
+    """
+    return _reorder(x, _chunk_order(ways), axis)
+
+
+def unzigzag(x: Any, ways: int, axis: int = 1) -> Any:
+    """The inverse of `zigzag`."""
+    return _reorder(x, np.argsort(_chunk_order(ways)), axis)
+
+
+def _chunk_order(ways: int) -> np.ndarray:
+    low = np.arange(ways)
+    return np.stack([low, 2 * ways - 1 - low], axis=1).reshape(-1)
+
+
+def _reorder(x: Any, order: np.ndarray, axis: int) -> Any:
+    size = _chunk_size(x.shape[axis], order.size)
+    shape = (*x.shape[:axis], order.size, size, *x.shape[axis + 1 :])
+    return x.reshape(shape).take(order, axis=axis).reshape(x.shape)
+
+
+def _chunk_size(length: int, chunks: int) -> int:
+    if length % chunks:
+        raise UserError(
+            f"rows of {length} tokens do not divide into {chunks} chunks, two for each of "
+            f"{chunks // 2} devices along the context axis; use a multiple of {chunks}"
+        )
+    return length // chunks
+
+
+# ---------------------------------------------------------------- inside a computation
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
@@ -97,9 +262,7 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return x if mesh is None else jax.reshard(x, _compute_spec(mesh, x.shape, axes))
 
 
-def contract(
-    x: Array, w: Array, num_axes: int, out_axes: tuple[str | None, ...], dtype: Any = None
-) -> Array:
+def contract(x: Array, w: Array, num_axes: int, out_axes: Axes, dtype: Any = None) -> Array:
     """Contracts the last `num_axes` axes of `x` with the first of `w`; `dtype` is the result's."""
     lhs = tuple(range(x.ndim - num_axes, x.ndim))
     dims = ((lhs, tuple(range(num_axes))), ((), ()))
@@ -110,12 +273,22 @@ def contract(
 
 
 def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Rows of an embedding table."""
+    """Rows of an embedding table, which is not gathered over `fsdp`.
+
+    Every device looks its own columns up for the tokens of all devices that share the table, then
+    an all-to-all turns columns into rows: B T D entries move instead of V D, and the gradient of
+    the table is born cut.
+    """
     mesh = _explicit_mesh()
     if mesh is None:
         return table[ids]
-    shape = (*ids.shape, table.shape[1])
-    return table.at[ids].get(out_sharding=_compute_spec(mesh, shape, ("batch", None, None)))
+    columns = _fits(mesh, table.shape[1], STORED["embed"])
+    rows = "data" if ids.shape[0] % mesh.shape["data"] == 0 else None
+    length = _fits(mesh, ids.shape[1], COMPUTE["length"])
+    table = jax.reshard(table, P(None, columns))
+    ids = jax.reshard(ids, P(rows, length))
+    found = table.at[ids].get(out_sharding=P(rows, length, columns))
+    return constrain(found, "batch", "residual_length", None)
 
 
 def take_last(x: Float[Array, "*B V"], ids: Int[Array, "*B"]) -> Float[Array, "*B"]:
@@ -123,8 +296,59 @@ def take_last(x: Float[Array, "*B V"], ids: Int[Array, "*B"]) -> Float[Array, "*
     if _explicit_mesh() is None:
         return jnp.take_along_axis(x, ids[..., None], axis=-1)[..., 0]
     columns = jax.lax.broadcasted_iota(ids.dtype, x.shape, x.ndim - 1)
-    chosen = constrain(columns, "batch", *(None,) * (x.ndim - 2), "vocab") == ids[..., None]
+    chosen = constrain(columns, "batch", *("length", None)[: x.ndim - 2], "vocab") == ids[..., None]
     return jnp.where(chosen, x, 0).sum(axis=-1)
+
+
+def split_rows(x: Array, parts: int) -> Array:
+    """[B, ...] -> [parts, B / parts, ...]; row i goes to part i % parts, on the device it is on."""
+    shape = (x.shape[0] // parts, parts, *x.shape[1:])
+    if _explicit_mesh() is None:
+        return jnp.moveaxis(x.reshape(shape), 1, 0)
+    rows, *rest = jax.typeof(x).sharding.spec
+    return jnp.moveaxis(jax.lax.reshape(x, shape, out_sharding=P(rows, None, *rest)), 1, 0)
+
+
+def per_device(
+    function: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Axes | list[Axes]
+) -> Callable[..., Any]:
+    """`function` on the part of its arguments that each device holds: how kernels run.
+
+    Args:
+      in_axes: logical axes of each argument; an argument of None is passed on as it is.
+      out_axes: of the result, or a list of those of each result; names are those of `in_axes`.
+    """
+    mesh = _explicit_mesh()
+    if mesh is None:
+        return function
+
+    def call(*args: Any) -> Any:
+        present = [(a, axes) for a, axes in zip(args, in_axes, strict=True) if a is not None]
+        entries: dict[str | None, Entry] = {}
+        for a, axes in present:
+            entries |= dict(zip(axes, _compute_spec(mesh, a.shape, axes), strict=True))
+
+        def spec(axes: Axes) -> P:
+            return P(*(entries[name] if name else None for name in axes))
+
+        def local(*parts: Any) -> Any:
+            left = iter(parts)
+            return function(*(None if a is None else next(left) for a in args))
+
+        return jax.shard_map(
+            local,
+            in_specs=tuple(spec(axes) for _, axes in present),
+            out_specs=jax.tree.map(spec, out_axes, is_leaf=_is_axes),
+            check_vma=False,
+        )(*(jax.reshard(a, spec(axes)) for a, axes in present))
+
+    return call
+
+
+def size_of(axis: str) -> int:
+    """Size of a mesh axis of the mesh that is set; 1 with none."""
+    mesh = _explicit_mesh()
+    return 1 if mesh is None else mesh.shape[axis]
 
 
 def _explicit_mesh() -> Any:
@@ -132,25 +356,26 @@ def _explicit_mesh() -> Any:
     return mesh if not mesh.empty and mesh.are_all_axes_explicit else None
 
 
-def _compute_spec(mesh: Any, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> P:
-    """Rules of `COMPUTE`, leaving out mesh axes that the mesh lacks or that do not divide."""
-    entries = []
-    for size, name in zip(shape, axes, strict=True):
-        entry = COMPUTE.get(name)
-        fits = entry in mesh.shape and size % mesh.shape[entry] == 0
-        entries.append(entry if fits else None)
-    return P(*entries)
+def _compute_spec(mesh: Any, shape: tuple[int, ...], axes: Axes) -> P:
+    """Rules of `COMPUTE`, leaving out mesh axes that do not divide (a batch of one, one token)."""
+    return P(*(_fits(mesh, n, COMPUTE.get(name)) for n, name in zip(shape, axes, strict=True)))
 
 
-def _check_divides(path: Any, leaf: Any, sharding: NamedSharding) -> None:
-    for size, entry in zip(leaf.shape, sharding.spec, strict=False):
-        names = (entry,) if isinstance(entry, str) else entry or ()
-        ways = math.prod(sharding.mesh.shape[name] for name in names)
-        if size % ways:
-            raise UserError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')}: an axis of {size} does "
-                f"not divide over mesh axis {entry!r} of {ways}; choose another mesh or layout"
-            )
+def _fits(mesh: Any, size: int, entry: Entry) -> Entry:
+    return entry if size % _ways(entry, mesh.shape) == 0 else None
+
+
+def _ways(entry: Entry, sizes: Any) -> int:
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    return math.prod(sizes[name] for name in names)
+
+
+def _check_divides(what: str, size: int, entry: Entry, sizes: dict[str, int]) -> None:
+    if size % (ways := _ways(entry, sizes)):
+        names = " x ".join((entry,) if isinstance(entry, str) else entry or ())
+        raise UserError(
+            f"{what}: {size} does not divide over {names} = {ways}; choose another layout"
+        )
 
 
 def _is_axes(node: Any) -> bool:

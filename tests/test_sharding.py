@@ -1,4 +1,4 @@
-"""No mesh, one device and eight devices: the same logits, gradients and tokens."""
+"""No mesh, one device and eight devices in every layout: the same logits, gradients and tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import preset
+from internlm2_jax.sharding import Layout
 
 CFG = preset("tiny", initializer_range=0.2, bias=True)
 MODEL = build(CFG)
-CASES = [("single", 1, 1), ("fsdp", 8, 1), ("fsdp_tp", 4, 2)]
+LAYOUTS = ["fsdp=8", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2", "data=8"]
 
 
 def loss(params, tokens, segments):
-    logits = MODEL.logits(params, tokens, segment_ids=segments, remat=True)
+    logits = MODEL.logits(params, tokens, segment_ids=segments, remat="full")
     chosen = sharding.take_last(logits[:, :-1], tokens[:, 1:])
     return (jax.nn.logsumexp(logits[:, :-1], axis=-1) - chosen).mean(), logits
 
@@ -44,14 +45,14 @@ def close(a, b, atol=2e-5):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("layout", "data", "model"), CASES)
-def test_sharded_equals_unsharded(layout, data, model, batch, expected):
+@pytest.mark.parametrize("layout", ["", *LAYOUTS])
+def test_sharded_equals_unsharded(layout, batch, expected):
     params, ((value, logits), grads) = expected
-    mesh = sharding.make_mesh(data, model)
-    places = sharding.shardings(MODEL.axes, mesh, layout, MODEL.abstract)
+    layout = Layout.parse(layout)
+    mesh = layout.mesh(jax.devices()[: layout.num_devices])
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, params, places)
-        rows = [jax.device_put(x, P("data")) for x in batch]
+        placed = jax.tree.map(jax.device_put, params, sharding.shardings(MODEL.axes, mesh))
+        rows = [jax.device_put(x, P(("data", "fsdp"))) for x in batch]
         (got, got_logits), got_grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(
             placed, *rows
         )
@@ -63,38 +64,60 @@ def test_sharded_equals_unsharded(layout, data, model, batch, expected):
 
 
 def test_init_on_a_mesh(expected):
-    mesh = sharding.make_mesh(4, 2)
-    places = sharding.shardings(MODEL.axes, mesh, "fsdp_tp", MODEL.abstract)
+    mesh = Layout(fsdp=4, tensor=2).mesh()
+    places = sharding.shardings(MODEL.axes, mesh)
     with jax.set_mesh(mesh):
         params = jax.jit(MODEL.init, out_shardings=places)(jax.random.key(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected[0])
     gate = params["layers"]["mlp"]["gate"]["weight"]
-    assert gate.sharding.spec == P(None, "data", "model")
+    assert gate.sharding.spec == P(None, "fsdp", "tensor")
     assert gate.addressable_shards[0].data.shape == (2, 8, 32)
 
 
-@pytest.mark.parametrize(("layout", "data", "model"), CASES[1:3])
-def test_generation_on_a_mesh(layout, data, model, expected):
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_generation_on_a_mesh(layout, expected):
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
     settings = {"max_new_tokens": 6, "sampling": Sampling(1.0, top_p=0.9), "seed": 3}
     alone = engine.generate(MODEL, expected[0], prompts, **settings)
-    mesh = sharding.make_mesh(data, model)
-    places = sharding.shardings(MODEL.axes, mesh, layout)
+    mesh = Layout.parse(layout).mesh()
     with jax.set_mesh(mesh):
-        placed = jax.tree.map(jax.device_put, expected[0], places)
+        placed = jax.tree.map(jax.device_put, expected[0], sharding.shardings(MODEL.axes, mesh))
         spread = engine.generate(MODEL, placed, prompts, **settings)
     assert spread.tokens == alone.tokens
     for a, b in zip(spread.logprobs, alone.logprobs, strict=True):
         close(a, b, 1e-4)
 
 
-def test_errors():
-    with pytest.raises(UserError, match="needs 16 devices, there are 8"):
-        sharding.make_mesh(8, 2)
-    with pytest.raises(UserError, match=r"no layout 'tp'.*fsdp_tp"):
-        sharding.spec(("embed",), "tp")
-    mesh = sharding.make_mesh(1, 8)
+def test_layout_text():
+    assert Layout.parse("fsdp=16, tensor=4") == Layout(fsdp=16, tensor=4)
+    assert str(Layout.parse("tensor=4,fsdp=16")) == "fsdp=16,tensor=4"
+    assert Layout.parse("").num_devices == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tensr=2", r"no mesh axis 'tensr' \(did you mean 'tensor'\?\); there are data, fsdp"),
+        ("fsdp=two", "fsdp has size 'two'"),
+        ("fsdp=0", "fsdp has size '0'"),
+        ("fsdp=2,fsdp=4", "fsdp is given twice"),
+    ],
+)
+def test_bad_layouts(text, message):
+    with pytest.raises(UserError, match=message):
+        Layout.parse(text)
+
+
+def test_layouts_that_do_not_divide():
+    with pytest.raises(UserError, match="fsdp=16 needs 16 devices, there are 8"):
+        Layout(fsdp=16).mesh()
+    check = {"axes": MODEL.axes, "abstract": MODEL.abstract}
     with pytest.raises(
-        UserError, match=r"layers/attention/k/.*2 does not divide over .*'model' of 8"
+        UserError, match=r"layers/attention/k/.*: 2 does not divide over tensor = 8"
     ):
-        sharding.shardings(MODEL.axes, mesh, "fsdp_tp", MODEL.abstract)
+        Layout(tensor=8).check(**check)
+    with pytest.raises(UserError, match="batch_size: 6 does not divide over data x fsdp = 4"):
+        Layout(data=2, fsdp=2).check(**check, batch=6)
+    with pytest.raises(UserError, match="sequence_length: 9 does not divide over context x tensor"):
+        Layout(context=2).check(**check, length=9)
+    Layout(fsdp=4, tensor=2).check(**check, batch=8, length=12)

@@ -1,0 +1,63 @@
+"""Joining the processes of one run: a TPU pod, a SLURM job, or addresses given by hand.
+
+Every host runs the same command. `start()` comes before any other use of jax and finds the others:
+
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID    any cluster, by hand
+    SLURM_JOB_ID with more than one task                          srun
+    TPU chips on this host                                        a pod, by its metadata
+
+With none of them a run is one process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from internlm2_jax.errors import UserError
+
+BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def start(environment: Mapping[str, str] = os.environ) -> None:
+    """Joins the other processes, if there are any; returns when all have come.
+
+    Errors: UserError when only some of the variables are set, or one is no number.
+    """
+    if kind := cluster(environment):
+        jax.distributed.initialize(**(_by_hand(environment) if kind == "by hand" else {}))
+
+
+def cluster(environment: Mapping[str, str] = os.environ) -> str | None:
+    """What this process is a part of: "by hand", "slurm", "tpu", or None for nothing."""
+    if any(name in environment for name in BY_HAND):
+        return "by hand"
+    if "SLURM_JOB_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        return "slurm"
+    return "tpu" if _tpu_chips(environment) else None
+
+
+def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
+    address, *numbers = (environment.get(name) for name in BY_HAND)
+    missing = [name for name in BY_HAND if name not in environment]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is not set; set all of {', '.join(BY_HAND)}")
+    for name, value in zip(BY_HAND[1:], numbers, strict=True):
+        if not str(value).isdecimal():
+            raise UserError(f"{name} is {value!r}; it must be a number")
+    count, index = (int(str(n)) for n in numbers)
+    if not index < count:
+        raise UserError(f"JAX_PROCESS_ID is {index}; with {count} processes it is 0 to {count - 1}")
+    return {"coordinator_address": str(address), "num_processes": count, "process_id": index}
+
+
+def _tpu_chips(environment: Mapping[str, str]) -> bool:
+    """Whether this host has TPU chips that jax may use."""
+    if environment.get("JAX_PLATFORMS", "tpu") not in ("", "tpu", "tpu,cpu"):
+        return False
+    devices = Path("/dev")
+    return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
