@@ -8,7 +8,8 @@ The flax graph is split once; everything a training loop, an optimizer or a chec
 
     {"embed": ..., "layers": {every leaf with a leading layer axis}, "norm": ..., "head": ...}
 
-The trunk is all but "head", so a critic or a reward model is an actor's trunk with another head.
+and, with multi-token prediction, "mtp": {every leaf with a leading layer axis}. The trunk is all
+but "head", so a critic or a reward model is an actor's trunk with another head.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from jaxtyping import Array, Float, Int
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.config import Head, ModelConfig
 from internlm2_jax.models.decoder import Cache, Decoder
+from internlm2_jax.models.remat import Remat
 
 Params = dict[str, Any]
+STACKED = ("layers", "mtp")  # parts of the parameters whose leaves have a leading layer axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Model:
       tokens: [B, T] int32.
       positions: [B, T] int32, default 0..T-1; they restart at every packed document.
       segment_ids: [B, T] int32. Attention is causal within equal ids; 0 is padding.
-      theta: [B] float32, the RoPE base to use. By default each row takes the base of its own
-        length (the largest position plus one); see rope.py.
+      rope_length: [B] int32, how many tokens each row is rotated for, where RoPE depends on it.
+        By default its own length, the largest position plus one; see rope.py.
     """
 
     cfg: ModelConfig
@@ -60,7 +63,7 @@ class Model:
         """Tuple of logical axis names of every parameter; stacked leaves begin with "layer"."""
         names = {path: leaf.get_metadata()["logical_axes"] for path, leaf in self._leaves()}
         stacked = {
-            path: ("layer", *axes) if path[0] == "layers" else axes for path, axes in names.items()
+            path: ("layer", *axes) if path[0] in STACKED else axes for path, axes in names.items()
         }
         return nnx.traversals.unflatten_mapping(stacked)
 
@@ -75,18 +78,56 @@ class Model:
         *,
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        theta: Float[Array, " B"] | None = None,
-        remat: bool = False,
+        rope_length: Int[Array, " B"] | None = None,
+        remat: Remat = "none",
     ) -> Float[Array, "B T D"]:
-        """Hidden states after the final norm. `remat`: layers are recomputed for the gradient."""
+        """Hidden states after the final norm. `remat`: see remat.py."""
         return self._merge(params).hidden(
-            tokens, positions, segment_ids, theta, remat=remat, impl=self.attention
+            tokens, positions, segment_ids, rope_length, remat=remat, impl=self.attention
+        )
+
+    def mtp_hidden(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        hidden: Float[Array, "B T D"],
+        *,
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        rope_length: Int[Array, " B"] | None = None,
+        remat: Remat = "none",
+    ) -> Float[Array, "M B T D"]:
+        """Hidden states of the M multi-token-prediction layers, for `unembed`.
+
+        Entry [k - 1, b, t] predicts tokens[b, t + k + 1] from tokens[b, : t + k + 1]. Where that
+        lies past the row or in another segment it means nothing: leave it out of the loss.
+
+        Args:
+          hidden: what `hidden` returned for the same rows.
+
+        Source: MiMo (arXiv 2505.07608), as vLLM and SGLang run its checkpoints: the trunk's state
+        after the final norm, and each layer's after its own, goes on to the next.
+        """
+        if not self.cfg.num_mtp_layers:
+            raise UserError("this model has no multi-token-prediction layer; set num_mtp_layers")
+        return self._merge(params).predict(
+            tokens, hidden, positions, segment_ids, rope_length, remat=remat, impl=self.attention
         )
 
     def unembed(self, params: Params, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits, float32, of hidden states."""
         self._require("lm")
         return self._merge(params).logits(hidden)
+
+    def logit_factors(
+        self, params: Params, hidden: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"]]:
+        """The two arrays whose product `unembed` is, for losses that never hold all of it.
+
+        The first arguments of `kernels.cross_entropy.linear_cross_entropy` and `linear_logprobs`.
+        """
+        self._require("lm")
+        return self._merge(params).logit_factors(hidden)
 
     def logits(
         self, params: Params, tokens: Int[Array, "B T"], **rows: Any

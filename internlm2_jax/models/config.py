@@ -1,47 +1,67 @@
-"""The shape of a model: one frozen dataclass, the published sizes, and Hugging Face's config.json.
+"""The shape of a model: one frozen dataclass and the published sizes.
 
-Sizes are those of InternLM2 (arXiv 2403.17297, Table 3) and of InternLM2.5-7B-Chat-1M; `demo` is
-small enough to train on two CPU cores and `tiny` small enough for a unit test. All of them are the
-same architecture: pre-norm, grouped-query attention, SwiGLU, rotary positions, untied head.
+Sizes are those of InternLM2 (arXiv 2403.17297, Table 3). InternLM2.5 has the same ones: so say its
+7B and 20B config.json; of its 1.8B only the hidden size (2048) and the count were seen, and they
+are InternLM2's. `demo` is small enough to train on two CPU cores and `tiny` small enough for a unit
+test. All of them are one architecture: pre-norm, grouped-query attention, SwiGLU, rotary positions,
+untied head. What later models of the family add is off by default: see the optional fields of
+`ModelConfig`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Any, Literal
 
 from internlm2_jax.errors import UserError
+from internlm2_jax.models import rope_scaling as scalings
+from internlm2_jax.models.rope_scaling import DynamicNTK, LongRoPE, RopeScaling
 
 Head = Literal["lm", "scalar"]
-
-ARCHITECTURES: dict[str, Head] = {
-    "InternLM2ForCausalLM": "lm",
-    "InternLM2ForRewardModel": "scalar",
-}
+AttentionKind = Literal["full", "sliding"]
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicNTK:
-    """RoPE base grown with the length once it passes `max_position_embeddings`; see rope.py."""
+class MuP:
+    """Fixed multipliers of MiniCPM (arXiv 2404.06395; MiniCPM4's modeling file), each optional.
 
-    factor: float
+    x = scale_emb * embed(ids); every branch x += scale_depth / sqrt(num_layers) * f(norm(x));
+    logits = head(h / (embed_dim / dim_model_base)). None leaves that place as it is.
+    """
+
+    scale_emb: float = 1.0
+    scale_depth: float | None = None
+    dim_model_base: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.factor, float) or not self.factor >= 1.0:
-            raise UserError(
-                f"rope_scaling factor is {self.factor!r}; it must be a float of 1.0 or more"
-            )
+        for name in ("scale_emb", "scale_depth", "dim_model_base"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and value > 0):
+                raise UserError(f"model config: mup {name} is {value!r}; it must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Hyper-parameters that fix the parameter shapes and the maths, and nothing else.
 
-    `dtype` is the dtype of the matrix products; parameters, norm statistics, softmax and logits
-    are float32 always. `residual_init` is "normal" (every matrix N(0, initializer_range)) or
-    "depth": the matrices that write to the residual stream (wo, w2) of layer l, counted from 1,
-    get the standard deviation initializer_range / sqrt(2 l), as InternEvo's scaled init does.
+    `dtype` is the dtype of the matrix products; norm statistics, softmax and logits are float32
+    always. `residual_init` is "normal" (every matrix N(0, initializer_range)) or "depth": the
+    matrices that write to the residual stream (wo, w2) of layer l, counted from 1, get the
+    standard deviation initializer_range / sqrt(2 l), as InternEvo's scaled init does.
+
+    Optional parts:
+      rope_scaling: how rows longer than those trained on are read (rope_scaling.py).
+      tie_embeddings: the head is the embedding table.
+      bias: of the q, k, v and o projections (InternLM2's field of that name).
+      qkv_bias: of q, k and v alone (Qwen2, MiMo).
+      mup: multipliers of the embedding, the residual branches and the logits.
+      attention_pattern: kinds of attention of consecutive layers, repeated through the depth:
+        ("sliding", "full") alternates. Its length divides num_layers; layers are scanned a pattern
+        at a time, so every kernel is compiled for one kind and compile time follows the pattern.
+      sliding_window: how many tokens a "sliding" layer sees, the query's own among them.
+      num_mtp_layers: layers that predict the token after next and further (decoder.py).
     """
 
     vocab_size: int
@@ -52,7 +72,7 @@ class ModelConfig:
     head_dim: int
     mlp_dim: int
     rope_theta: float = 1_000_000.0
-    rope_scaling: DynamicNTK | None = None
+    rope_scaling: RopeScaling | None = None
     max_position_embeddings: int = 32768
     norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -60,6 +80,11 @@ class ModelConfig:
     tie_embeddings: bool = False
     bias: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
+    qkv_bias: bool = False
+    mup: MuP | None = None
+    attention_pattern: tuple[AttentionKind, ...] = ("full",)
+    sliding_window: int | None = None
+    num_mtp_layers: int = 0
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim")
@@ -76,7 +101,7 @@ class ModelConfig:
             raise UserError(f"model config: head_dim {self.head_dim} is odd; RoPE turns pairs")
         for name in ("rope_theta", "norm_eps", "initializer_range"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not value > 0:
+            if not _is_number(value) or not value > 0:
                 raise UserError(f"model config: {name} is {value!r}; it must be a positive number")
         choices = {"dtype": ("float32", "bfloat16"), "residual_init": ("normal", "depth")}
         for name, allowed in choices.items():
@@ -85,23 +110,94 @@ class ModelConfig:
                     f"model config: {name} is {getattr(self, name)!r}; choose one of "
                     f"{', '.join(allowed)}"
                 )
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.bias and self.qkv_bias:
+            raise UserError(
+                "model config: bias and qkv_bias are both set; bias is q, k, v and o, qkv_bias "
+                "the first three alone: choose one"
+            )
+        scaling, pairs = self.rope_scaling, self.head_dim // 2
+        if isinstance(scaling, LongRoPE) and len(scaling.long_factor) != pairs:
+            raise UserError(
+                f"model config: rope_scaling long_factor has {len(scaling.long_factor)} entries; "
+                f"head_dim {self.head_dim} has {pairs} pairs, and each needs one"
+            )
+        pattern = tuple(self.attention_pattern)
+        object.__setattr__(self, "attention_pattern", pattern)
+        if not pattern or not set(pattern) <= {"full", "sliding"}:
+            raise UserError(
+                f"model config: attention_pattern is {pattern!r}; it lists full and sliding"
+            )
+        if self.num_layers % len(pattern):
+            raise UserError(
+                f"model config: attention_pattern has {len(pattern)} layers, which does not divide "
+                f"num_layers {self.num_layers}; write it out or change the depth"
+            )
+        window = self.sliding_window
+        if ("sliding" in pattern) != (window is not None):
+            raise UserError(
+                f"model config: sliding_window is {window!r} and attention_pattern {pattern!r}; "
+                "a window needs sliding layers, and they need a window"
+            )
+        if window is not None and (not isinstance(window, int) or window < 1):
+            raise UserError(
+                f"model config: sliding_window is {window!r}; it must be a positive integer"
+            )
+        layers = self.num_mtp_layers
+        if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
+            raise UserError(f"model config: num_mtp_layers is {layers!r}; it must be 0 or more")
+
+    @property
+    def residual_scale(self) -> float:
+        """What every residual branch is multiplied by."""
+        depth = self.mup and self.mup.scale_depth
+        return depth / math.sqrt(self.num_layers) if depth else 1.0
+
+    @property
+    def logit_scale(self) -> float:
+        """What the last hidden state is multiplied by before the language-model head."""
+        base = self.mup and self.mup.dim_model_base
+        return base / self.embed_dim if base else 1.0
+
+    @property
+    def length_limit(self) -> int | None:
+        """The most tokens a row may have; None where the rotation grows with the row."""
+        return None if isinstance(self.rope_scaling, DynamicNTK) else self.max_position_embeddings
+
+    def window(self, kind: AttentionKind) -> int | None:
+        """Window of a layer of this kind; None is the whole row."""
+        return self.sliding_window if kind == "sliding" else None
 
     def num_params(self, head: Head = "lm") -> int:
-        """Number of parameters, embedding and head included."""
+        """Number of parameters: embedding, head and multi-token-prediction layers included."""
+        d = self.embed_dim
+        out = d if head == "scalar" else 0 if self.tie_embeddings else self.vocab_size * d
+        mtp = self.num_mtp_layers * (self._layer_params + 2 * d * d + 3 * d)
+        return self.vocab_size * d + self.num_layers * self._layer_params + mtp + d + out
+
+    @property
+    def _layer_params(self) -> int:
         d, heads = self.embed_dim, self.num_heads + 2 * self.num_kv_heads
         attention = d * heads * self.head_dim + self.num_heads * self.head_dim * d
+        if self.bias or self.qkv_bias:
+            attention += heads * self.head_dim
         if self.bias:
-            attention += heads * self.head_dim + d
-        layer = attention + 3 * d * self.mlp_dim + 2 * d
-        out = d if head == "scalar" else 0 if self.tie_embeddings else self.vocab_size * d
-        return self.vocab_size * d + self.num_layers * layer + d + out
+            attention += d
+        return attention + 3 * d * self.mlp_dim + 2 * d
 
     def flops_per_token(self, length: int) -> float:
-        """Forward floating-point operations per token of a causal row of `length` tokens."""
-        matrices = self.num_params() - (
-            0 if self.tie_embeddings else self.vocab_size * self.embed_dim
-        )
-        attention = 4 * self.num_heads * self.head_dim * (length + 1) / 2
+        """Forward floating-point operations per token of a causal row of `length` tokens.
+
+        The trunk and the language-model head; multi-token-prediction layers are not run.
+        """
+        matrices = self.num_layers * self._layer_params + (self.vocab_size + 1) * self.embed_dim
+        seen = 0.0  # keys per query, summed over a pattern
+        for kind in self.attention_pattern:
+            window = min(self.window(kind) or length, length)
+            seen += window - window * (window - 1) / (2 * length)
+        attention = 4 * self.num_heads * self.head_dim * seen / len(self.attention_pattern)
         return 2.0 * matrices + self.num_layers * attention
 
 
@@ -114,6 +210,13 @@ _INTERNLM2: dict[str, Any] = {
     "max_position_embeddings": 32768,
     "dtype": "bfloat16",
 }
+_INTERNLM2_1_8B: dict[str, Any] = {
+    **_INTERNLM2,
+    "num_layers": 24,
+    "embed_dim": 2048,
+    "num_heads": 16,
+    "mlp_dim": 8192,
+}
 _INTERNLM2_7B: dict[str, Any] = {
     **_INTERNLM2,
     "num_layers": 32,
@@ -121,24 +224,23 @@ _INTERNLM2_7B: dict[str, Any] = {
     "num_heads": 32,
     "mlp_dim": 14336,
 }
+_INTERNLM2_20B: dict[str, Any] = {
+    **_INTERNLM2,
+    "num_layers": 48,
+    "embed_dim": 6144,
+    "num_heads": 48,
+    "mlp_dim": 16384,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "internlm2_1_8b": {
-        **_INTERNLM2,
-        "num_layers": 24,
-        "embed_dim": 2048,
-        "num_heads": 16,
-        "mlp_dim": 8192,
-    },
+    "internlm2_1_8b": _INTERNLM2_1_8B,
     "internlm2_7b": _INTERNLM2_7B,
-    "internlm2_20b": {
-        **_INTERNLM2,
-        "num_layers": 48,
-        "embed_dim": 6144,
-        "num_heads": 48,
-        "mlp_dim": 16384,
-    },
-    # InternLM2.5-7B-Chat-1M: lmdeploy serves it at 1,048,576 tokens with factor 2.5.
+    "internlm2_20b": _INTERNLM2_20B,
+    "internlm2_5_1_8b": _INTERNLM2_1_8B,
+    "internlm2_5_7b": _INTERNLM2_7B,
+    "internlm2_5_20b": _INTERNLM2_20B,
+    # InternLM2.5-7B-Chat-1M's config.json; lmdeploy's and OpenCompass's settings serve it at
+    # 1,048,576 tokens with factor 2.5.
     "internlm2_5_1m_7b": {
         **_INTERNLM2_7B,
         "rope_theta": 5e7,
@@ -179,7 +281,7 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
 
 def to_json(cfg: ModelConfig) -> dict[str, Any]:
     """A plain JSON object; `from_json` reads it back."""
-    return dataclasses.asdict(cfg)
+    return {**dataclasses.asdict(cfg), "rope_scaling": scalings.to_json(cfg.rope_scaling)}
 
 
 def from_json(fields: dict[str, Any], source: str = "model.json") -> ModelConfig:
@@ -193,125 +295,23 @@ def from_json(fields: dict[str, Any], source: str = "model.json") -> ModelConfig
     missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
     if missing:
         raise UserError(f"{source}: model field {', '.join(missing)} is missing; add it")
-    scaling = fields.get("rope_scaling")
-    if isinstance(scaling, dict):
-        if set(scaling) != {"factor"}:
-            raise UserError(f"{source}: rope_scaling must be null or {{'factor': number}}")
-        fields = {**fields, "rope_scaling": DynamicNTK(scaling["factor"])}
-    return ModelConfig(**fields)
-
-
-def from_hf(config: dict[str, Any], source: str = "config.json") -> tuple[ModelConfig, Head]:
-    """ModelConfig and head of a Hugging Face InternLM2 config.json.
-
-    The public configuration class has defaults that no released checkpoint uses (vocab 103168,
-    bias, eps 1e-6), so every field that shapes the model must be in the file.
-    """
-    if not isinstance(config, dict):
-        raise UserError(f"{source}: expected a JSON object")
-    names = config.get("architectures") or []
-    head = next((ARCHITECTURES[n] for n in names if n in ARCHITECTURES), None)
-    if head is None or config.get("model_type", "internlm2") != "internlm2":
-        raise UserError(
-            f"{source}: architecture {names or config.get('model_type')!r} is not supported; "
-            f"this reads {' and '.join(ARCHITECTURES)}"
-        )
-    missing = [name for name in _HF_REQUIRED if name not in config]
-    if missing:
-        raise UserError(
-            f"{source}: {', '.join(missing)} is missing; take config.json from the model"
-        )
-    if config.get("hidden_act", "silu") != "silu":
-        raise UserError(
-            f"{source}: hidden_act {config['hidden_act']!r} is not supported; only silu is"
-        )
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % heads:
-        raise UserError(f"{source}: hidden_size {hidden!r} is not a multiple of {heads!r} heads")
-    cfg = ModelConfig(
-        vocab_size=config["vocab_size"],
-        num_layers=config["num_hidden_layers"],
-        embed_dim=hidden,
-        num_heads=heads,
-        num_kv_heads=config["num_key_value_heads"],
-        head_dim=hidden // heads,
-        mlp_dim=config["intermediate_size"],
-        rope_theta=float(config["rope_theta"]),
-        rope_scaling=_hf_scaling(config.get("rope_scaling"), source),
-        max_position_embeddings=config["max_position_embeddings"],
-        norm_eps=config["rms_norm_eps"],
-        initializer_range=config.get("initializer_range", 0.02),
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-        bias=bool(config["bias"]),
-        dtype="bfloat16" if config.get("torch_dtype") == "bfloat16" else "float32",
-    )
-    return cfg, head
-
-
-def to_hf(cfg: ModelConfig, head: Head, torch_dtype: str) -> dict[str, Any]:
-    """The config.json that Hugging Face's InternLM2 code reads for this model."""
-    if cfg.num_heads * cfg.head_dim != cfg.embed_dim:
-        raise UserError(
-            f"num_heads {cfg.num_heads} x head_dim {cfg.head_dim} is not {cfg.embed_dim}; "
-            "the Hugging Face layout has no place for another head size"
-        )
-    scaling = cfg.rope_scaling and {"type": "dynamic", "factor": cfg.rope_scaling.factor}
-    architecture = next(name for name, kind in ARCHITECTURES.items() if kind == head)
-    return {
-        "architectures": [architecture],
-        "attn_implementation": "eager",
-        "auto_map": {
-            "AutoConfig": "configuration_internlm2.InternLM2Config",
-            "AutoModel": f"modeling_internlm2.{architecture}",
-            "AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM",
-        },
-        "bias": cfg.bias,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": cfg.embed_dim,
-        "initializer_range": cfg.initializer_range,
-        "intermediate_size": cfg.mlp_dim,
-        "max_position_embeddings": cfg.max_position_embeddings,
-        "model_type": "internlm2",
-        "num_attention_heads": cfg.num_heads,
-        "num_hidden_layers": cfg.num_layers,
-        "num_key_value_heads": cfg.num_kv_heads,
-        "pad_token_id": 2,
-        "pretraining_tp": 1,
-        "rms_norm_eps": cfg.norm_eps,
-        "rope_scaling": scaling,
-        "rope_theta": cfg.rope_theta,
-        "tie_word_embeddings": cfg.tie_embeddings,
-        "torch_dtype": torch_dtype,
-        "vocab_size": cfg.vocab_size,
+    changed: dict[str, Any] = {
+        "rope_scaling": scalings.from_json(fields.get("rope_scaling"), source)
     }
+    mup = fields.get("mup")
+    if isinstance(mup, dict):
+        names = [field.name for field in dataclasses.fields(MuP)]
+        for name in mup:
+            if name not in names:
+                raise UserError(f"{source}: mup has no field {_unknown(name, names)}")
+        changed["mup"] = MuP(**mup)
+    if isinstance(fields.get("attention_pattern"), list):
+        changed["attention_pattern"] = tuple(fields["attention_pattern"])
+    return ModelConfig(**{**fields, **changed})
 
 
-_HF_REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "bias",
-    "rope_theta",
-)
-
-
-def _hf_scaling(scaling: Any, source: str) -> DynamicNTK | None:
-    if scaling is None:
-        return None
-    if not isinstance(scaling, dict) or set(scaling) != {"type", "factor"}:
-        raise UserError(f"{source}: rope_scaling must be null or have exactly 'type' and 'factor'")
-    if scaling["type"] != "dynamic":
-        raise UserError(
-            f"{source}: rope_scaling type {scaling['type']!r} is unknown; use 'dynamic'"
-        )
-    return DynamicNTK(scaling["factor"])
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _unknown(name: str, known: list[str]) -> str:

@@ -5,6 +5,14 @@ does not grow with depth. Each block is
 
     x += Wo attention(norm(x));    x += W2 (silu(W1 h) * W3 h),  h = norm(x)
 
+Optional layers after the trunk predict further ahead (multi-token prediction, as MiMo has it):
+layer k = 1, 2, ... joins the hidden state of position t with the token k places ahead and runs one
+block more,
+
+    h_k[t] = norm(block(W [norm(h_{k-1}[t]), norm(embed(x[t + k]))])),    h_0 the trunk's output,
+
+from which the same head predicts x[t + k + 1].
+
 The KV cache is an argument and a result: nothing here has state.
 """
 
@@ -12,17 +20,23 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from internlm2_jax import sharding
-from internlm2_jax.models import heads, rope
+from internlm2_jax.errors import UserError
+from internlm2_jax.models import heads, rope, stack
 from internlm2_jax.models.attention import Attention, Rotation
-from internlm2_jax.models.config import Head, ModelConfig
-from internlm2_jax.models.layers import MLP, Embedding, RMSNorm, depth_std
+from internlm2_jax.models.config import AttentionKind, Head, ModelConfig
+from internlm2_jax.models.layers import MLP, Embedding, Linear, RMSNorm, depth_std
+from internlm2_jax.models.remat import Remat
+from internlm2_jax.models.remat import remat as rematerialise
 
 
 @jax.tree_util.register_dataclass
@@ -31,14 +45,14 @@ class Cache:
     """Keys and values of the tokens already seen; every row has the same number of slots in use.
 
     Rows of unequal length are aligned at the right: the slots before a row's first token hold
-    position -1, which no query sees. `theta` is the RoPE base pinned for each row (rope.py).
+    position -1, which no query sees. Each row is rotated for `rope_length` tokens (rope.py).
     """
 
     keys: Float[Array, "L B K S H"]
     values: Float[Array, "L B K S H"]
     positions: Int[Array, "B S"]
     used: Int[Array, ""]
-    theta: Float[Array, " B"]
+    rope_length: Int[Array, " B"]
 
 
 class Block(nnx.Module):
@@ -52,12 +66,44 @@ class Block(nnx.Module):
         self.attention = Attention(cfg, attention, out_std)
         self.mlp_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
         self.mlp = MLP(mlp, cfg.embed_dim, cfg.mlp_dim, std, out_std)
+        self.scale = cfg.residual_scale
 
     def __call__(
-        self, x: Array, rotation: Rotation, segment_ids: Array | None, impl: str
+        self,
+        x: Array,
+        rotation: Rotation,
+        segment_ids: Array | None,
+        impl: str,
+        window: int | None = None,
     ) -> Float[Array, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), rotation, segment_ids, impl)
-        return x + self.mlp(self.mlp_norm(x))
+        x = self.add(x, self.attention(self.attention_norm(x), rotation, segment_ids, impl, window))
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.add(x, self.mlp(self.mlp_norm(x)))
+
+    def add(self, x: Float[Array, "B T D"], branch: Float[Array, "B T D"]) -> Array:
+        return x + (branch if self.scale == 1.0 else branch * self.scale)
+
+
+class PredictionLayer(nnx.Module):
+    """One layer of multi-token prediction."""
+
+    def __init__(self, cfg: ModelConfig, key: Array, layer: Int[Array, ""]) -> None:
+        project, block = jax.random.split(key)
+        d = cfg.embed_dim
+        self.hidden_norm = RMSNorm(d, cfg.norm_eps)
+        self.token_norm = RMSNorm(d, cfg.norm_eps)
+        axes = (None, "embed")
+        self.project = Linear(project, (2 * d, d), axes, std=cfg.initializer_range)
+        self.block = Block(cfg, block, layer)
+        self.norm = RMSNorm(d, cfg.norm_eps)
+
+    def __call__(
+        self, hidden: Array, ahead: Array, rotation: Rotation, segment_ids: Array | None, impl: str
+    ) -> Float[Array, "B T D"]:
+        joined = jnp.concatenate([self.hidden_norm(hidden), self.token_norm(ahead)], axis=-1)
+        return self.norm(self.block(self.project(joined), rotation, segment_ids, impl))
 
 
 class Decoder(nnx.Module):
@@ -65,12 +111,18 @@ class Decoder(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, head: Head, key: Array) -> None:
         embed, layers, out = jax.random.split(key, 3)
+        ahead = jax.random.fold_in(key, 3)
         self.cfg = cfg
         self.embed = Embedding(embed, cfg.vocab_size, cfg.embed_dim, cfg.initializer_range)
         self.layers = nnx.vmap(partial(Block, cfg))(
             jax.random.split(layers, cfg.num_layers), jnp.arange(cfg.num_layers)
         )
         self.norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
+        if cfg.num_mtp_layers:
+            depths = jnp.arange(cfg.num_mtp_layers)
+            self.mtp = nnx.vmap(partial(PredictionLayer, cfg))(
+                jax.random.split(ahead, cfg.num_mtp_layers), cfg.num_layers + depths
+            )
         if head == "scalar":
             self.head = heads.scalar(cfg, out)
         elif not cfg.tie_embeddings:
@@ -81,24 +133,62 @@ class Decoder(nnx.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None,
         segment_ids: Int[Array, "B T"] | None,
-        theta: Float[Array, " B"] | None,
+        rope_length: Int[Array, " B"] | None,
         *,
-        remat: bool,
+        remat: Remat,
         impl: str,
     ) -> Float[Array, "B T D"]:
         """Final-norm hidden states of whole rows; see `build.Model.hidden`."""
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        if theta is None:
-            theta = rope.theta_for(self.cfg, rope.lengths_of(positions))
-        rotation = rope.tables(positions, theta, self.cfg.head_dim)
+        rotation = self._rotation(tokens, positions, rope_length)
 
-        def body(x: Array, block: Block) -> tuple[Array, None]:
-            return block(x, rotation, segment_ids, impl), None
+        def body(kind: AttentionKind, x: Array, block: Block) -> Array:
+            x = checkpoint_name(x, "block_input")
+            return block(x, rotation, segment_ids, impl, self.cfg.window(kind))
 
+        steps = [rematerialise(partial(body, kind), remat) for kind in self.cfg.attention_pattern]
+        return self.norm(stack.apply(steps, self.embedded(tokens), self.layers))
+
+    def predict(
+        self,
+        tokens: Int[Array, "B T"],
+        hidden: Float[Array, "B T D"],
+        positions: Int[Array, "B T"] | None,
+        segment_ids: Int[Array, "B T"] | None,
+        rope_length: Int[Array, " B"] | None,
+        *,
+        remat: Remat,
+        impl: str,
+    ) -> Float[Array, "M B T D"]:
+        """Hidden states of the M prediction layers; see `build.Model.mtp_hidden`."""
+        rotation = self._rotation(tokens, positions, rope_length)
+
+        def body(carry: tuple[Array, Array], layer: PredictionLayer) -> tuple[Any, Array]:
+            hidden, tokens = carry
+            hidden = checkpoint_name(hidden, "block_input")
+            tokens = _next(tokens)
+            hidden = layer(hidden, self.embedded(tokens), rotation, segment_ids, impl)
+            return (hidden, tokens), hidden
+
+        tokens = sharding.constrain(tokens, "batch", None)  # `_next` goes along the row
+        return jax.lax.scan(rematerialise(body, remat), (hidden, tokens), self.mtp)[1]
+
+    def embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         x = self.embed(tokens, jnp.dtype(self.cfg.dtype))
-        x, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x, self.layers)
-        return self.norm(x)
+        return x if self.cfg.mup is None else x * self.cfg.mup.scale_emb
+
+    def _rotation(
+        self, tokens: Array, positions: Array | None, rope_length: Array | None
+    ) -> Rotation:
+        if positions is None:
+            if (ways := sharding.size_of("context")) > 1:
+                raise UserError(
+                    f"with context={ways} rows come in zig-zag order and bring their positions: "
+                    "use sharding.place_rows, or a layout without context"
+                )
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        if rope_length is None:
+            rope_length = rope.lengths_of(positions)
+        return rope.tables(self.cfg, positions, rope_length)
 
     def extend(
         self, tokens: Int[Array, "B T"], cache: Cache, positions: Int[Array, "B T"]
@@ -108,26 +198,54 @@ class Decoder(nnx.Module):
         positions = sharding.constrain(positions, "batch", None)
         seen = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
         mask = (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
-        rotation = rope.tables(positions, cache.theta, cfg.head_dim)
+        rotation = rope.tables(cfg, positions, cache.rope_length)
 
-        def body(carry: tuple[Array, Array, Array], xs: tuple[Block, Array]):
+        def body(mask: Array, carry: tuple[Array, Array, Array], xs: tuple[Block, Array]):
             (x, keys, values), (block, layer) = carry, xs
             y, keys, values = block.attention.step(
                 block.attention_norm(x), rotation, keys, values, layer, start, mask
             )
-            x = x + y
-            return (x + block.mlp(block.mlp_norm(x)), keys, values), None
+            return block.feed_forward(block.add(x, y)), keys, values
 
-        x = self.embed(tokens, jnp.dtype(cfg.dtype))
-        carry = (x, cache.keys, cache.values)
-        (x, keys, values), _ = jax.lax.scan(body, carry, (self.layers, jnp.arange(cfg.num_layers)))
+        steps = []
+        for kind in cfg.attention_pattern:
+            window = cfg.window(kind)
+            near = window and seen[:, None, :] > positions[:, :, None] - window
+            steps.append(partial(body, mask if near is None else mask & near))
+        carry = (self.embedded(tokens), cache.keys, cache.values)
+        x, keys, values = stack.apply(steps, carry, (self.layers, jnp.arange(cfg.num_layers)))
         used = start + tokens.shape[1]
-        return self.norm(x), Cache(keys, values, seen, used, cache.theta)
+        hidden = sharding.constrain(self.norm(x), "batch", None, None)
+        return hidden, Cache(keys, values, seen, used, cache.rope_length)
+
+    def logit_factors(
+        self, hidden: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "D V"]]:
+        """The two arrays whose product `logits` is."""
+        hidden = self._scaled(hidden)
+        if self.cfg.tie_embeddings:
+            return hidden, self.embed.weight[...].T
+        return hidden, self.head.weight[...]
 
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        hidden = self._scaled(hidden)
         if self.cfg.tie_embeddings:
             return self.embed.attend(hidden)
         return heads.logits(self.head, hidden)
 
+    def _scaled(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return hidden if self.cfg.logit_scale == 1.0 else hidden * self.cfg.logit_scale
+
     def scores(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T"]:
         return heads.scores(self.head, hidden)
+
+
+def _next(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The token after each one, 0 after a row's last, in the order that rows have on the mesh."""
+    length, ways = tokens.shape[1], sharding.size_of("context")
+    if ways == 1:
+        return jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
+    order = sharding.zigzag(np.arange(length)[None], ways)[0]  # position that lies at each place
+    after = np.argsort(order)[np.minimum(order + 1, length - 1)]
+    found = tokens.at[:, after].get(out_sharding=jax.typeof(tokens).sharding)
+    return jnp.where(order + 1 < length, found, 0)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from internlm2_jax import sharding
@@ -49,7 +50,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array, out_dtype: Any = None) -> Array:
         """x [B, T, *in] -> [B, T, *out], in x's dtype or in `out_dtype`."""
-        out_axes = ("batch", None, *self.axes[self.inputs :])
+        to_residual = self.axes[self.inputs :] == ("embed",)
+        length = "residual_length" if to_residual else "length"
+        out_axes = ("batch", length, *self.axes[self.inputs :])
         weight = sharding.constrain(self.weight[...].astype(x.dtype), *self.axes)
         y = sharding.contract(x, weight, self.inputs, out_axes, out_dtype)
         if self.bias is not None:
@@ -61,14 +64,13 @@ class RMSNorm(nnx.Module):
     """weight * x / rms(x): the statistic in float32, the weight applied after the down-cast."""
 
     def __init__(self, dim: int, eps: float) -> None:
-        self.weight = parameter(jnp.ones(dim), ("embed",))
+        self.weight = parameter(jnp.ones(dim), ("norm",))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        weight = sharding.constrain(self.weight[...].astype(x.dtype), None)
-        return weight * (wide * scale).astype(x.dtype)
+        return self.weight[...].astype(x.dtype) * (wide * scale).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -79,12 +81,11 @@ class Embedding(nnx.Module):
         self.weight = parameter(table, ("vocab", "embed"))
 
     def __call__(self, tokens: Array, dtype: Any) -> Float[Array, "B T D"]:
-        table = sharding.constrain(self.weight[...].astype(dtype), None, None)
-        return sharding.take_rows(table, tokens)
+        return sharding.take_rows(self.weight[...].astype(dtype), tokens)
 
     def attend(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         table = sharding.constrain(self.weight[...].astype(x.dtype), "vocab", None)
-        return sharding.contract(x, table.T, 1, ("batch", None, "vocab"), jnp.float32)
+        return sharding.contract(x, table.T, 1, ("batch", "length", "vocab"), jnp.float32)
 
 
 class MLP(nnx.Module):
@@ -97,7 +98,10 @@ class MLP(nnx.Module):
         self.down = Linear(down, (hidden, dim), ("mlp", "embed"), std=down_std)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        x = sharding.constrain(x, "batch", "length", None)
+        gate = checkpoint_name(self.gate(x), "gate")
+        up = checkpoint_name(self.up(x), "up")
+        return self.down(jax.nn.silu(gate) * up)
 
 
 def depth_std(std: float, layer: Array) -> Array:

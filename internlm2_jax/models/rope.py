@@ -1,44 +1,62 @@
-"""Rotary positions in the rotate-half order, with InternLM2's dynamic NTK base.
+"""Rotary positions in the rotate-half order, with the scalings of rope_scaling.py.
 
-Past `max_position_embeddings` = M the base grows with the length n of the sequence:
-
-    theta(n) = theta * (factor * n / M - (factor - 1)) ** (H / (H - 2))          for n > M
-
-so every length has its own rotation. The public implementation recomputes the base as a sequence
-grows but leaves cached keys with the old one, and keeps the grown base for later short inputs. Here
-a base is a pure function of a length: a full forward takes it from each row's own longest position,
-and a caller that grows a row step by step (the engine) pins it once, from the longest the row may
-become, and keeps it for the prompt and every step.
+A row's frequencies are a pure function of one number, the length that the row is rotated for. A
+full forward takes each row's own length (its largest position plus one); a caller that grows a row
+step by step (the engine) fixes it once, at the longest the row may become, and keeps it for the
+prompt and every step. The public implementations recompute frequencies as a sequence grows, leave
+cached keys with the old ones, and some keep the grown ones for later short inputs.
 """
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from internlm2_jax.models.config import ModelConfig
+from internlm2_jax.models.rope_scaling import DynamicNTK, LongRoPE, PositionInterpolation, YaRN
 
 
-def theta_for(cfg: ModelConfig, lengths: Int[Array, " B"]) -> Float[Array, " B"]:
-    """RoPE base of rows of `lengths` tokens."""
-    base = jnp.full(lengths.shape, cfg.rope_theta, jnp.float32)
-    if cfg.rope_scaling is None:
-        return base
-    factor = cfg.rope_scaling.factor
-    stretch = factor * lengths.astype(jnp.float32) / cfg.max_position_embeddings - (factor - 1.0)
-    exponent = cfg.head_dim / (cfg.head_dim - 2)
-    return base * jnp.maximum(stretch, 1.0) ** exponent
+def frequencies(cfg: ModelConfig, lengths: Int[Array, " B"]) -> Float[Array, "B H/2"]:
+    """Radians per position of every pair, float32, in rows rotated for `lengths` tokens."""
+    scaling = cfg.rope_scaling
+    theta = jnp.full(lengths.shape, cfg.rope_theta, jnp.float32)
+    if isinstance(scaling, DynamicNTK):
+        reach = lengths.astype(jnp.float32) / cfg.max_position_embeddings
+        stretch = jnp.maximum(scaling.factor * reach - (scaling.factor - 1.0), 1.0)
+        theta = theta * stretch ** (cfg.head_dim / (cfg.head_dim - 2))
+    exponents = jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim
+    plain = 1.0 / theta[:, None] ** exponents
+    if isinstance(scaling, PositionInterpolation):
+        return plain / scaling.factor
+    if isinstance(scaling, YaRN):
+        kept = _yarn_ramp(scaling, cfg)
+        return plain * jnp.asarray((1.0 - kept) / scaling.factor + kept, jnp.float32)
+    if isinstance(scaling, LongRoPE):
+        long = lengths[:, None] > scaling.original_max_position_embeddings
+        longer = jnp.asarray(scaling.long_factor, jnp.float32)
+        return plain / jnp.where(long, longer, jnp.asarray(scaling.short_factor, jnp.float32))
+    return plain
+
+
+def attention_factor(cfg: ModelConfig) -> float:
+    """What cosines and sines are multiplied by; scores grow by its square."""
+    scaling = cfg.rope_scaling
+    if isinstance(scaling, YaRN | LongRoPE):
+        return scaling.attention(cfg.max_position_embeddings)
+    return 1.0
 
 
 def tables(
-    positions: Int[Array, "B T"], theta: Float[Array, " B"], head_dim: int
+    cfg: ModelConfig, positions: Int[Array, "B T"], lengths: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
-    """Cosines and sines of every position and frequency, float32."""
-    exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    frequencies = 1.0 / theta[:, None] ** exponents
-    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[:, None, :]
-    return jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+    """Cosines and sines of every position and pair, float32, attention factor included."""
+    angles = positions.astype(jnp.float32)[:, :, None] * frequencies(cfg, lengths)[:, None, :]
+    factor = attention_factor(cfg)
+    return factor * jnp.cos(angles)[:, :, None, :], factor * jnp.sin(angles)[:, :, None, :]
 
 
 def rotate(
@@ -53,3 +71,17 @@ def rotate(
 def lengths_of(positions: Int[Array, "B T"]) -> Int[Array, " B"]:
     """Length that each row's positions imply: one more than the largest."""
     return jax.lax.stop_gradient(positions.max(axis=1) + 1)
+
+
+def _yarn_ramp(scaling: YaRN, cfg: ModelConfig) -> np.ndarray:
+    """[H/2] share of each pair's own frequency that is kept: 1 for fast pairs, 0 for slow ones."""
+
+    def pair_of(turns: float) -> float:
+        span = scaling.original_max_position_embeddings / (2 * math.pi * turns)
+        return cfg.head_dim * math.log(span) / (2 * math.log(cfg.rope_theta))
+
+    low = float(max(math.floor(pair_of(scaling.beta_fast)), 0))
+    high = float(min(math.ceil(pair_of(scaling.beta_slow)), cfg.head_dim - 1))
+    if low == high:
+        high += 0.001  # a step, as the public code has it
+    return 1.0 - np.clip((np.arange(cfg.head_dim // 2) - low) / (high - low), 0.0, 1.0)

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from internlm2_jax import files
 from internlm2_jax.errors import UserError
 from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
-from internlm2_jax.models import convert, rope
+from internlm2_jax.models import convert, tensor_files
 from internlm2_jax.models.build import Model, build, head_of
-from internlm2_jax.models.config import DynamicNTK, ModelConfig
+from internlm2_jax.models.config import ModelConfig
+from internlm2_jax.models.rope_scaling import DynamicNTK
 
 LOGITS = jax.jit(Model.logits, static_argnums=0)
 SCORES = jax.jit(Model.scores, static_argnums=0)
@@ -55,8 +57,8 @@ def test_logits_at_every_length(opened, name):
 def test_lengths_cover_dynamic_ntk(opened):
     model, params, golden = opened("internlm2_tiny")
     assert model.cfg.max_position_embeddings < 100
-    unscaled = jnp.full(2, model.cfg.rope_theta)
-    logits = LOGITS(model, params, golden["ids_100"], theta=unscaled)
+    unscaled = jnp.ones(2, jnp.int32)
+    logits = LOGITS(model, params, golden["ids_100"], rope_length=unscaled)
     assert np.abs(logits - golden["logits_100"]).max() > 2e-4  # the goldens do see the scaling
 
 
@@ -95,7 +97,7 @@ def test_loss_and_gradient_norms(opened, name):
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, golden["loss"], rtol=1e-5)
-    ours = {name: np.linalg.norm(make()) for name, _, make in convert.public(model.cfg, grads)}
+    ours = {name: np.linalg.norm(make()) for name, make in convert.public(model.cfg, grads)}
     theirs = {k.removeprefix("gradnorm/"): v for k, v in golden.items() if "gradnorm/" in k}
     assert ours.keys() == theirs.keys()
     for key, norm in theirs.items():
@@ -172,16 +174,41 @@ def test_wqkv_rows_are_grouped(tmp_path):
 
 def test_shards_and_index(tmp_path, monkeypatch):
     params = write(tmp_path / "one", "float32")
-    monkeypatch.setattr(convert, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(tensor_files, "SHARD_BYTES", 20_000)
     convert.save_hf(tmp_path / "many", CFG, params, "float32")
     index = json.loads((tmp_path / "many" / convert.INDEX).read_text())
     assert len(set(index["weight_map"].values())) > 2
     assert all(f.stat().st_size < 24_000 for f in (tmp_path / "many").glob("*.safetensors"))
     _, loaded = convert.load_hf(tmp_path / "many")
     jax.tree.map(np.testing.assert_array_equal, params, loaded)
-    lost = sorted((tmp_path / "many").glob("*.safetensors"))[1]
-    lost.unlink()
-    with pytest.raises(UserError, match=lost.name):
+    shards = sorted((tmp_path / "many").glob("*.safetensors"))
+    held = {name for path in shards for name in load_file(path)}
+    assert held == set(index["weight_map"])
+    for path in shards:  # the bytes are those of the public writer
+        save_file(load_file(path), tmp_path / "theirs", metadata={"format": "pt"})
+        assert (tmp_path / "theirs").read_bytes() == path.read_bytes()
+
+    lost = shards[1].rename(tmp_path / "lost")
+    with pytest.raises(UserError, match=f"{shards[1].name} is missing; .* that .*index.json names"):
+        convert.load_hf(tmp_path / "many")
+    lost.rename(shards[1])
+    name, place = next(iter(index["weight_map"].items()))
+    other = next(path.name for path in shards if path.name != place)
+    for moved, found in (
+        ({name: other}, f"{name} into {other}, but {place} has it"),
+        ({"ghost": other}, f"ghost into {other}, but no file has it"),
+    ):
+        files.write_json(
+            tmp_path / "many" / convert.INDEX, {"weight_map": index["weight_map"] | moved}
+        )
+        with pytest.raises(UserError, match=found):
+            convert.load_hf(tmp_path / "many")
+    files.write_json(tmp_path / "many" / convert.INDEX, {"weights": {}})
+    with pytest.raises(UserError, match="has no weight_map"):
+        convert.load_hf(tmp_path / "many")
+    (tmp_path / "many" / convert.INDEX).unlink()
+    shutil.copy(shards[0], shards[0].with_name("again.safetensors"))
+    with pytest.raises(UserError, match=r"both have tensor model.*; remove one"):
         convert.load_hf(tmp_path / "many")
 
 
@@ -206,16 +233,31 @@ def set_config(folder: Path, **fields) -> None:
         ),
         (
             lambda f: damage_tensor(f, lambda t: t.update({"extra": np.ones(3, "f4")})),
-            "tensor extra",
+            r"tensor extra \[3\], which the model of config.json has no place for",
         ),
         (
             lambda f: damage_tensor(
                 f, lambda t: t.update({"model.norm.weight": np.ones(24, "i4")})
             ),
-            "int32",
+            "model.norm.weight is I32; only F32, F16, BF16 are read",
         ),
-        (lambda f: set_config(f, architectures=["LlamaForCausalLM"]), "Llama.*not supported"),
-        (lambda f: set_config(f, num_key_value_heads=3), "wqkv.weight is .* different models"),
+        (lambda f: set_config(f, architectures=["GPT2LMHeadModel"]), "GPT2.*not supported"),
+        (
+            lambda f: set_config(f, architectures=["LlamaForCausalLM"], model_type="llama"),
+            "no tensor model.embed_tokens.weight nor 28 others",
+        ),
+        (
+            lambda f: set_config(f, num_attention_heads=5),
+            "hidden_size 24 is not a multiple of num_attention_heads 5",
+        ),
+        (
+            lambda f: set_config(f, rope_scaling={"type": "ntk", "factor": 2.0}),
+            "config.json: rope_scaling type 'ntk' is unknown",
+        ),
+        (
+            lambda f: set_config(f, num_key_value_heads=3),
+            r"wqkv.bias is \[40\], but config.json makes it \[48\]; .* different models",
+        ),
         (lambda f: set_config(f, num_hidden_layers=2), "no place for"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda f: (f / "config.json").unlink(), "config.json does not exist"),
@@ -235,8 +277,11 @@ def test_truncated_weights(tmp_path, kept):
     write(tmp_path / "a", "float32")
     path = tmp_path / "a/model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(UserError, match="safetensors is damaged"):
+    before = path.stat().st_size
+    found = {-1: f"has {before:,} bytes, its header describes {before + 1:,}"}.get(kept, "")
+    with pytest.raises(UserError, match=f"safetensors is damaged: .*{found}") as caught:
         convert.load_hf(tmp_path / "a")
+    assert "\n" not in str(caught.value)
 
 
 def test_corrupt_header(tmp_path):
@@ -258,12 +303,16 @@ def test_output_is_whole_or_absent(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr(convert, "save_file", fail)
+    monkeypatch.setattr(tensor_files.Writer, "write", fail)
     with pytest.raises(RuntimeError):
         convert.save_hf(tmp_path / "b", CFG, params)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
     with pytest.raises(UserError, match="no tensor dtype 'int8'"):
         convert.save_hf(tmp_path / "b", CFG, params, "int8")
+    with pytest.raises(UserError, match="no layout 'gguf'; there are internlm2, llama"):
+        convert.save_hf(tmp_path / "b", CFG, params, layout="gguf")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no parameter dtype 'float16'"):
+        convert.load_hf(tmp_path / "a", dtype="float16")
 
 
 def test_half_precision_files_load_as_float32(tmp_path):
@@ -272,6 +321,12 @@ def test_half_precision_files_load_as_float32(tmp_path):
     cfg, loaded = convert.load_hf(tmp_path / "a")
     assert cfg.dtype == "bfloat16"
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype("float32")}
+    _, kept = convert.load_hf(tmp_path / "a", dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(kept)} == {jnp.dtype("bfloat16")}
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b.astype("float32")), loaded, kept)
+    convert.save_hf(tmp_path / "b", cfg, kept, "bfloat16")
+    a, b = ((tmp_path / x / "model.safetensors").read_bytes() for x in "ab")
+    assert a == b
     weight = np.asarray(loaded["norm"]["weight"])
     np.testing.assert_array_equal(weight, weight.astype(ml_dtypes.bfloat16).astype(np.float32))
 
@@ -283,11 +338,10 @@ def load_file_dtypes(path: Path) -> set[str]:
 
 
 def test_theirs_past_max_position_follows_the_length(opened):
-    """A pinned base equals theirs at the length it is pinned to, and only there."""
+    """A row rotated for a length equals theirs at that length, and only there."""
     model, params, golden = opened("internlm2_tiny")
     ids = golden["ids_100"]
-    pinned = rope.theta_for(model.cfg, jnp.full(2, 100))
-    logits = LOGITS(model, params, ids[:, :70], theta=pinned)
+    logits = LOGITS(model, params, ids[:, :70], rope_length=jnp.full(2, 100))
     np.testing.assert_allclose(logits, golden["logits_100"][:, :70], atol=2e-4, rtol=0)
 
 

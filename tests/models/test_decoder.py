@@ -11,7 +11,8 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.infer import cache as kv
 from internlm2_jax.models import rope
 from internlm2_jax.models.build import build, head_of, swap_head
-from internlm2_jax.models.config import DynamicNTK, preset
+from internlm2_jax.models.config import preset
+from internlm2_jax.models.rope_scaling import DynamicNTK
 
 CFG = preset("tiny", initializer_range=0.2)
 
@@ -94,7 +95,7 @@ def test_remat_and_kernels_give_the_same_gradients(params):
     tokens = ids(2, 10)
     segments = jnp.asarray([[1] * 4 + [2] * 6, [1] * 8 + [0] * 2])
 
-    def gradients(impl: str, remat: bool):
+    def gradients(impl: str, remat: str):
         model = build(CFG, attention=impl)
 
         @jax.jit
@@ -105,14 +106,22 @@ def test_remat_and_kernels_give_the_same_gradients(params):
 
         return loss(params)
 
-    expected = gradients("reference", False)
+    expected = gradients("reference", "none")
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
-    for impl, remat in (("blockwise", True),):
+    cases = [("blockwise", "full"), *(("reference", r) for r in ("minimal", "save_qkv", "offload"))]
+    for impl, remat in cases:
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4),
             gradients(impl, remat),
             expected,
         )
+
+
+def test_an_unknown_remat_policy_is_one_line(params):
+    with pytest.raises(
+        UserError, match="no remat policy 'some'; there are none, minimal, save_qkv"
+    ):
+        build(CFG).hidden(params, ids(1, 4), remat="some")
 
 
 def test_heads_share_a_trunk(params):
@@ -164,19 +173,11 @@ def test_bfloat16_keeps_parameters_and_logits_wide(params, logits):
     assert 1e-5 < np.abs(out - logits(params, tokens)).max() < 0.3
 
 
-def test_dynamic_ntk_base():
-    cfg = preset("tiny", rope_scaling=DynamicNTK(2.0), max_position_embeddings=64)
-    got = rope.theta_for(cfg, jnp.asarray([1, 64, 65, 100]))
-    h = cfg.head_dim
-    expected = [1e4, 1e4, *(1e4 * (2 * n / 64 - 1) ** (h / (h - 2)) for n in (65, 100))]
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
-
-
 def test_rotation_is_relative():
     x = jax.random.normal(jax.random.key(0), (1, 2, 1, 8))
     products = []
     for shift in (0, 37):
-        cos, sin = rope.tables(jnp.asarray([[3, 8]]) + shift, jnp.asarray([1e4]), 8)
+        cos, sin = rope.tables(CFG, jnp.asarray([[3, 8]]) + shift, jnp.asarray([9]))
         turned = rope.rotate(x, cos, sin)
         products.append(jnp.sum(turned[0, 0] * turned[0, 1]))
     np.testing.assert_allclose(products[0], products[1], rtol=1e-4)
