@@ -35,7 +35,7 @@ def main(name: str, shapes: str, repeats: int) -> None:
         tokens = np.random.default_rng(0).integers(0, model.cfg.vocab_size, (batch, length + 1))
         tokens = tokens.astype(np.int32)
 
-        def prepare(remat: bool, tokens=tokens):
+        def prepare(remat, tokens=tokens):
             def loss_fn(params, rows):
                 logits = model.logits(params, rows[:, :-1], remat=remat)
                 total, weight = cross_entropy(logits, rows[:, 1:], jnp.ones(rows[:, 1:].shape))
@@ -46,7 +46,7 @@ def main(name: str, shapes: str, repeats: int) -> None:
             state, _ = step(init_state(model.init(jax.random.key(0)), tx), tokens)
             return step, state
 
-        variants = {"plain": prepare(False), "recomputed": prepare(True)}
+        variants = {"plain": prepare("none"), "recomputed": prepare("full")}
         times: dict[str, list[float]] = {variant: [] for variant in variants}
         for _ in range(repeats):
             for variant, (step, state) in variants.items():

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from internlm2_jax import sharding
-from internlm2_jax.models import rope
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.decoder import Cache
 
@@ -22,7 +21,7 @@ def empty(cfg: ModelConfig, slots: int, lengths: Int[Array, " B"]) -> Cache:
 
     Args:
       slots: how many tokens fit in a row, padding included.
-      lengths: the most tokens each row may come to hold; fixes its RoPE base (rope.py).
+      lengths: the most tokens each row may come to hold; fixes its rotation (rope.py).
     """
     batch = lengths.shape[0]
     shape = (cfg.num_layers, batch, cfg.num_kv_heads, slots, cfg.head_dim)
@@ -33,7 +32,7 @@ def empty(cfg: ModelConfig, slots: int, lengths: Int[Array, " B"]) -> Cache:
         values=zeros,
         positions=sharding.constrain(jnp.full((batch, slots), -1, jnp.int32), "batch", None),
         used=jnp.zeros((), jnp.int32),
-        theta=rope.theta_for(cfg, lengths),
+        rope_length=lengths,
     )
 
 

@@ -7,8 +7,8 @@ for them. A row is a function of (seed, its row index, its prompt): batch-mates,
 bucket change nothing.
 
 The log-probabilities are those of the whole distribution at temperature 1, whatever the sampling,
-and equal a full forward pass over prompt and response. With dynamic NTK the base of a row is pinned
-to the longest it may become, len(prompt) + max_new_tokens: pass `theta_for` of that to compare.
+and equal a full forward pass over prompt and response. A row is rotated for the longest it may
+become, len(prompt) + max_new_tokens: pass that as `rope_length` to compare.
 """
 
 from __future__ import annotations
@@ -260,8 +260,8 @@ def _check(cfg: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: i
                 "was it made with another tokenizer?"
             )
         total = len(prompt) + max_new_tokens
-        if cfg.rope_scaling is None and total > cfg.max_position_embeddings:
+        if cfg.length_limit is not None and total > cfg.length_limit:
             raise UserError(
                 f"prompt {i} has {len(prompt)} tokens; with {max_new_tokens} new it passes the "
-                f"model's {cfg.max_position_embeddings} positions; shorten it or ask for fewer"
+                f"model's {cfg.length_limit} positions; shorten it or ask for fewer"
             )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from internlm2_jax.errors import UserError
-from internlm2_jax.models import rope
+from internlm2_jax.models.remat import Remat
 
 Pooling = Literal["mean", "last"]
 
@@ -26,7 +26,7 @@ def pooled_logits(
     lengths: Int[Array, " B"],
     pooling: Pooling = "mean",
     *,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> Float[Array, " B"]:
     """Logit of each row, float32; what stands after `lengths` tokens has no part in it.
 
@@ -34,9 +34,8 @@ def pooled_logits(
     """
     if pooling not in get_args(Pooling):
         raise UserError(f"pooling={pooling!r} is unknown; choose one of mean, last")
-    # By the row's own length, or the RoPE base would depend on the padding.
-    theta = rope.theta_for(model.cfg, lengths)
-    scores = model.scores(params, tokens, theta=theta, remat=remat)
+    # By the row's own length, or the rotation would depend on the padding.
+    scores = model.scores(params, tokens, rope_length=lengths, remat=remat)
     at = jnp.arange(tokens.shape[1])
     if pooling == "last":
         picked = at == lengths[:, None] - 1

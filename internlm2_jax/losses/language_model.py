@@ -4,6 +4,9 @@ The target's logit is picked by comparing an iota with the target and summing, n
 sum stays local to each shard when the vocabulary axis is split over a mesh (one all-reduce of
 [B, T] follows, Megatron's vocabulary-parallel loss), its gradient fuses with the softmax where a
 gather's would be a scatter, and on one device XLA fuses it into the log-sum-exp pass.
+
+Training goes through kernels/cross_entropy.py, which is the same loss of hidden states and a head;
+these functions take logits that exist anyway, and are what it is tested against.
 """
 
 from __future__ import annotations

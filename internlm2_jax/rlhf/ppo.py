@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from internlm2_jax.losses.language_model import token_logprobs
+from internlm2_jax.kernels.cross_entropy import linear_logprobs
 from internlm2_jax.losses.policy_gradient import ppo_policy_loss, value_loss
 from internlm2_jax.rlhf import advantage, rewards
 from internlm2_jax.train import optimizer as optimizers
@@ -49,7 +49,9 @@ class PPOConfig:
 
 def next_token_logprobs(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
     """[B, W - 1] log-probability of token t + 1 given the tokens up to t, from tokens [B, W]."""
-    return token_logprobs(model.logits(params, tokens[:, :-1], remat=True), tokens[:, 1:])
+    hidden = model.hidden(params, tokens[:, :-1], remat="full")
+    hidden, head = model.logit_factors(params, hidden)
+    return linear_logprobs(hidden, head, tokens[:, 1:])
 
 
 class Updates:
@@ -116,7 +118,7 @@ class Updates:
         """One step of the critic on the squared error to the returns."""
 
         def loss_fn(critic: Any) -> jax.Array:
-            values = self._critic_model.scores(critic, batch["tokens"][:, :-1], remat=True)
+            values = self._critic_model.scores(critic, batch["tokens"][:, :-1], remat="full")
             return value_loss(values, batch["returns"], batch["mask"])
 
         loss, grads = jax.value_and_grad(loss_fn)(state["critic"])

@@ -133,7 +133,7 @@ def classifier(
 
     def loss_fn(params: Any, batch: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits = pooled_logits(
-            network, params, batch["tokens"], batch["length"], pooling, remat=True
+            network, params, batch["tokens"], batch["length"], pooling, remat="full"
         )
         return binary_cross_entropy(logits, batch["label"], batch["weight"])
 

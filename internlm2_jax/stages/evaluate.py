@@ -21,7 +21,7 @@ from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.evals.needle import needle_grid
 from internlm2_jax.evals.verifiable import task_accuracy
 from internlm2_jax.infer.chat import respond
-from internlm2_jax.losses.language_model import token_logprobs
+from internlm2_jax.kernels.cross_entropy import linear_logprobs
 from internlm2_jax.rlhf.scoring import Scorer
 from internlm2_jax.train.checkpoint import load_model
 from internlm2_jax.train.objectives import evaluate_loss
@@ -38,8 +38,10 @@ class Likelihood:
 
         @jax.jit
         def sums(params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-            logits = model.logits(params, tokens[:, :-1])
-            return jnp.sum(jnp.where(mask, token_logprobs(logits, tokens[:, 1:]), 0.0), axis=1)
+            hidden = model.hidden(params, tokens[:, :-1])
+            hidden, head = model.logit_factors(params, hidden)
+            logprobs = linear_logprobs(hidden, head, tokens[:, 1:])
+            return jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
 
         self._sums = sums
 

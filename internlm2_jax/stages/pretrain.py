@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from internlm2_jax import files
+from internlm2_jax import files, sharding
 from internlm2_jax.data import documents, mixture
 from internlm2_jax.data.manifest import load_split
 from internlm2_jax.data.packing import PackedSource
@@ -28,6 +29,7 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import ModelConfig
+from internlm2_jax.models.remat import Remat
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import save_model_json
 from internlm2_jax.train.loop import fit
@@ -49,6 +51,7 @@ class Phase:
         warmup: steps of linear warm-up at the phase's start.
         mixture: source -> share of the rows; "short/NAME" is a source cut to `short_length`.
         short_length: documents of a "short/" source are cut to pieces of this many tokens.
+        accumulate: parts in which the rows of a step are taken, one after another.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Phase:
     final_ratio: float = 1.0
     warmup: int = 0
     short_length: int = 128
+    accumulate: int = 1
 
     @property
     def tokens(self) -> int:
@@ -70,15 +74,17 @@ class Phase:
 def pretrain(
     folder: Path,
     *,
-    tokenizer: Path,
-    corpus: Path,
-    instructions: Path,
+    tokenizer: Path | str,
+    corpus: Path | str,
+    instructions: Path | str,
     model: ModelConfig,
     phases: Sequence[Phase],
     seed: int = 0,
     weight_decay: float = 0.1,
     clip_norm: float = 1.0,
     z_loss: float = 0.0,
+    layout: str = "",
+    remat: Remat = "full",
     enhancement_tasks: int = 8000,
     validation_tokens: int = 32768,
     validate_every: int = 200,
@@ -89,8 +95,11 @@ def pretrain(
 
     `tokenizer`, `corpus` and `instructions` are the folders of those stages. `validation_tokens`
     counts per source. The checkpoint's model.json carries the last phase's RoPE base and length.
+    `layout` is the mesh (sharding.py), empty for one device; `remat` what a block keeps for its
+    gradient (models/remat.py).
     """
     # ------------------------------------------------------------------ data
+    tokenizer, corpus, instructions = Path(tokenizer), Path(corpus), Path(instructions)
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     config = dataclasses.replace(model, vocab_size=vocabulary.vocab_size)
     tokens = tokenizer / "tokens"
@@ -113,9 +122,11 @@ def pretrain(
         )
         for i, (phase, rows) in enumerate(zip(phases, mixtures, strict=True))
     ]
+    mesh = sharding.Layout.parse(layout)
+    at_once = math.lcm(8, mesh.batch_ways)
     held_out = {
         length: {
-            name: first_batches(PackedSource(source, length), validation_tokens)
+            name: first_batches(PackedSource(source, length), validation_tokens, at_once)
             for name, source in validation.items()
             if len(source)
         }
@@ -142,41 +153,50 @@ def pretrain(
         )
         for p in phases
     ]
-    steps = [make_train_step(language_model_loss(m, z_loss), optimizer) for m in models]
+    for m, p in zip(models, phases, strict=True):
+        mesh.check(m.axes, m.abstract, batch=p.batch_size // p.accumulate, length=p.sequence_length)
+    steps = [
+        make_train_step(language_model_loss(m, z_loss, remat), optimizer, accumulate=p.accumulate)
+        for m, p in zip(models, phases, strict=True)
+    ]
     measures = [evaluate_loss(m) for m in models]
 
     # -------------------------------------------------------------- training
     def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         i = bisect.bisect_right(ends, step)
         phase, first = phases[i], ends[i] - phases[i].steps
-        state, measured = steps[i](state, batches[i](step - first))
+        state, measured = steps[i](state, sharding.place_rows(batches[i](step - first)))
         values = {**measured, "phase": phase.name, "learning_rate": float(schedule(step))}
         return state, values
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         i = bisect.bisect_right(ends, done - 1)
         rows = held_out[phases[i].sequence_length]
-        losses = {f"loss/{n}": measures[i](state["params"], r) for n, r in rows.items()}
+        losses = {
+            f"loss/{n}": measures[i](state["params"], map(sharding.place_rows, r))
+            for n, r in rows.items()
+        }
         return {"phase": phases[i].name, "loss": float(np.mean(list(losses.values()))), **losses}
 
-    params = jax.jit(models[0].init)(jax.random.key(seed))
-    state = fit(
-        folder,
-        init_state(params, optimizer),
-        train,
-        steps=ends[-1],
-        label="pretrain",
-        shown=("loss", "phase"),
-        log_every=log_every,
-        validate=validate,
-        validate_every=validate_every,
-        checkpoint_every=checkpoint_every,
-        milestones=ends,
-    )
+    with sharding.use(layout):
+        params = sharding.create(models[0].init, models[0].axes, jax.random.key(seed))
+        state = fit(
+            folder,
+            init_state(params, optimizer),
+            train,
+            steps=ends[-1],
+            label="pretrain",
+            shown=("loss", "phase"),
+            log_every=log_every,
+            validate=validate,
+            validate_every=validate_every,
+            checkpoint_every=checkpoint_every,
+            milestones=ends,
+        )
+        final = validate(ends[-1], state)
 
     # --------------------------------------------------------------- results
     save_model_json(folder, models[-1].cfg, "lm")
-    final = validate(ends[-1], state)
     rows = files.read_jsonl(folder / "metrics.jsonl")
     baseline = unigram_baseline(
         [s.tokens for s in train_sources.values()],

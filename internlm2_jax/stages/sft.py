@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from internlm2_jax import files
+from internlm2_jax import files, sharding
 from internlm2_jax.data import chat
 from internlm2_jax.data.packing import ExampleSource
 from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer
+from internlm2_jax.models.remat import Remat
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import load_model, save_model_json
 from internlm2_jax.train.loop import fit
@@ -37,6 +38,8 @@ def sft(
     final_ratio: float = 0.1,
     weight_decay: float = 0.01,
     clip_norm: float = 1.0,
+    layout: str = "",
+    remat: Remat = "full",
     seed: int = 0,
     validation_batches: int = 8,
     validate_every: int = 100,
@@ -46,6 +49,7 @@ def sft(
     """Fine-tunes the model of stage `base` on `instructions`/sft.jsonl.
 
     The report trains one epoch at a peak of 4e-5; a small model wants more, so both are fields.
+    `layout` is the mesh (sharding.py), `remat` what a block keeps for its gradient.
     """
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     source = conversations(instructions / "sft.jsonl", vocabulary, row_length)
@@ -55,36 +59,39 @@ def sft(
     rows = [fixed(i) for i in range(validation_batches)]
 
     model, params = load_model(base)
+    sharding.Layout.parse(layout).check(model.axes, model.abstract, batch=batch_size)
     schedule = optimizers.warmup_cosine(
         learning_rate, steps, warmup=warmup, final_ratio=final_ratio
     )
     optimizer = optimizers.adamw(schedule, weight_decay=weight_decay, clip_norm=clip_norm)
-    step_fn = make_train_step(language_model_loss(model), optimizer)
+    step_fn = make_train_step(language_model_loss(model, remat=remat), optimizer)
     measure = evaluate_loss(model)
 
     def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        state, values = step_fn(state, batches(step))
+        state, values = step_fn(state, sharding.place_rows(batches(step)))
         return state, {**values, "learning_rate": float(schedule(step))}
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
-        return {"loss": measure(state["params"], rows)}
+        return {"loss": measure(state["params"], map(sharding.place_rows, rows))}
 
-    state = fit(
-        folder,
-        init_state(params, optimizer),
-        train,
-        steps=steps,
-        label="sft",
-        log_every=log_every,
-        validate=validate,
-        validate_every=validate_every,
-        checkpoint_every=checkpoint_every,
-    )
+    with sharding.use(layout):
+        state = fit(
+            folder,
+            init_state(sharding.place(params, model.axes), optimizer),
+            train,
+            steps=steps,
+            label="sft",
+            log_every=log_every,
+            validate=validate,
+            validate_every=validate_every,
+            checkpoint_every=checkpoint_every,
+        )
+        final = validate(steps, state)
     save_model_json(folder, model.cfg, "lm")
     files.write_json(
         folder / "result.json",
         {
-            "validation_loss": validate(steps, state)["loss"],
+            "validation_loss": final["loss"],
             "rows": len(source),
             "epochs": steps * batch_size / len(source),
         },

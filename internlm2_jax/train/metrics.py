@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from internlm2_jax import files
 
 
@@ -12,16 +14,18 @@ class MetricsLog:
     """Appends rows {"step": int, name: number, ...} to `path`.
 
     `rewind(step)` drops every row after `step`, so that a resumed run leaves the file that an
-    uninterrupted one would have left. Nothing that depends on the clock belongs here.
+    uninterrupted one would have left. Nothing that depends on the clock belongs here. Of several
+    processes the first one writes.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._writes = jax.process_index() == 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def rewind(self, step: int) -> None:
         """Keeps the rows of steps up to `step`; a last line that a kill cut short goes too."""
-        if not self.path.is_file():
+        if not self._writes or not self.path.is_file():
             return
         *whole, _ = self.path.read_bytes().split(b"\n")
         rows = [files.parse_json(line, f"{self.path}:{i}") for i, line in enumerate(whole, start=1)]
@@ -29,6 +33,8 @@ class MetricsLog:
 
     def log(self, step: int, **values: Any) -> None:
         """Appends one row; array scalars become Python numbers."""
+        if not self._writes:
+            return
         row = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
         with files.explain_disk_errors(self.path), open(self.path, "ab") as handle:
             handle.write(files.json_bytes({"step": step, **row}) + b"\n")

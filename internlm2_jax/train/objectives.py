@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from internlm2_jax.losses.language_model import cross_entropy
+from internlm2_jax import sharding
+from internlm2_jax.kernels.cross_entropy import linear_cross_entropy
 from internlm2_jax.losses.preference import conditional_reward_loss
+from internlm2_jax.models.remat import Remat
 
 Metrics = dict[str, jax.Array]
 
 
 def language_model_loss(
-    model: Any, z_loss: float = 0.0
+    model: Any, z_loss: float = 0.0, remat: Remat = "full"
 ) -> Callable[[Any, dict], tuple[jax.Array, Metrics]]:
     """Mean next-token loss in nats over the unmasked targets of packed rows.
 
@@ -27,14 +29,17 @@ def language_model_loss(
     """
 
     def loss_fn(params: Any, batch: dict) -> tuple[jax.Array, Metrics]:
-        logits = model.logits(
+        hidden = model.hidden(
             params,
             batch["tokens"],
             positions=batch["positions"],
             segment_ids=batch["segment_ids"],
-            remat=True,
+            remat=remat,
         )
-        total, weight = cross_entropy(logits, batch["targets"], batch["loss_mask"], z_loss=z_loss)
+        hidden, head = model.logit_factors(params, hidden)
+        total, weight = linear_cross_entropy(
+            hidden, head, batch["targets"], batch["loss_mask"], z_loss=z_loss
+        )
         return total / jnp.maximum(weight, 1.0), {"tokens": weight}
 
     return loss_fn
@@ -45,13 +50,15 @@ def evaluate_loss(model: Any) -> Callable[[Any, Iterable[dict]], float]:
 
     @jax.jit
     def sums(params: Any, batch: dict) -> jax.Array:
-        logits = model.logits(
+        hidden = model.hidden(
             params,
             batch["tokens"],
             positions=batch["positions"],
             segment_ids=batch["segment_ids"],
         )
-        return jnp.stack(cross_entropy(logits, batch["targets"], batch["loss_mask"]))
+        hidden, head = model.logit_factors(params, hidden)
+        loss = linear_cross_entropy(hidden, head, batch["targets"], batch["loss_mask"])
+        return jnp.stack(loss)
 
     def mean(params: Any, batches: Iterable[dict]) -> float:
         total, weight = sum(sums(params, batch) for batch in batches)
@@ -65,7 +72,7 @@ def scores_at(model: Any, params: Any, tokens: jax.Array, lengths: jax.Array) ->
 
     tokens [B, T] are padded on the right; lengths [B] count the reward token.
     """
-    scores = model.scores(params, tokens, remat=True)
+    scores = sharding.constrain(model.scores(params, tokens, remat="full"), "batch", None)
     return jnp.take_along_axis(scores, lengths[:, None] - 1, axis=1)[:, 0]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,9 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.infer import cache as kv
 from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
-from internlm2_jax.models import rope
 from internlm2_jax.models.build import build
-from internlm2_jax.models.config import DynamicNTK, preset
+from internlm2_jax.models.config import preset
+from internlm2_jax.models.rope_scaling import DynamicNTK
 
 CFG = preset("tiny", initializer_range=0.2)
 PROMPTS = [[5, 6, 7], [9] * 11, [1], [200, 100, 50, 25, 12]]
@@ -34,16 +36,16 @@ def params(model):
 def logprobs_of(model):
     """Trainer's view: log-probabilities of a row's tokens, from one full forward pass."""
 
-    @jax.jit
-    def run(params, row, theta):
-        logits = model.logits(params, row[None], theta=theta[None])
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(model, params, row, length):
+        logits = model.logits(params, row[None], rope_length=length[None])
         return jax.nn.log_softmax(logits[0])
 
-    def get(params, prompt, response, theta=CFG.rope_theta):
+    def get(params, prompt, response, model=model, length=32):
         row = np.zeros(32, np.int32)
         whole = [*prompt, *response]
         row[: len(whole)] = whole
-        table = run(params, row, jnp.float32(theta))
+        table = run(model, params, row, jnp.int32(length))
         return np.asarray(table)[len(prompt) - 1 : len(whole) - 1]
 
     return get
@@ -68,7 +70,7 @@ def test_logprobs_equal_the_forward_pass(model, params, logprobs_of, sampling):
 
 
 def test_dynamic_ntk_is_pinned_to_the_longest_length(logprobs_of):
-    """A row that crosses max_position_embeddings has one base throughout: that of its limit."""
+    """A row that crosses max_position_embeddings has one rotation throughout: its limit's."""
     cfg = preset(
         "tiny", initializer_range=0.2, rope_scaling=DynamicNTK(2.0), max_position_embeddings=8
     )
@@ -76,8 +78,7 @@ def test_dynamic_ntk_is_pinned_to_the_longest_length(logprobs_of):
     params = model.init(jax.random.key(0))
     out = engine.generate(model, params, PROMPTS, max_new_tokens=14, sampling=GREEDY)
     for prompt, tokens, logprobs in zip(PROMPTS, out.tokens, out.logprobs, strict=True):
-        theta = rope.theta_for(cfg, jnp.asarray([len(prompt) + 14]))[0]
-        table = logprobs_of(params, prompt, tokens, theta)
+        table = logprobs_of(params, prompt, tokens, model, len(prompt) + 14)
         assert tokens == table.argmax(axis=1).tolist()
         np.testing.assert_allclose(logprobs, table.max(axis=1), atol=1e-5, rtol=0)
 

@@ -12,7 +12,8 @@ import pytest
 from internlm2_jax.errors import UserError
 from internlm2_jax.losses.classification import binary_cross_entropy, pooled_logits
 from internlm2_jax.models.build import build
-from internlm2_jax.models.config import DynamicNTK, preset
+from internlm2_jax.models.config import preset
+from internlm2_jax.models.rope_scaling import DynamicNTK
 
 
 def test_cross_entropy_of_soft_weighted_labels():
