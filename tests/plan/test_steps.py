@@ -1,0 +1,135 @@
+"""What a pipeline compiles, and the counter against the analytic figures on eight CPU devices."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import pytest
+
+from internlm2_jax import config, stages
+from internlm2_jax.errors import UserError
+from internlm2_jax.models.config import preset
+from internlm2_jax.plan import analytic, hlo, steps
+from internlm2_jax.plan.steps import Choice, planned
+from internlm2_jax.sharding import Layout
+from internlm2_jax.stages import Pipeline
+
+ROOT = Path(__file__).parents[2]
+CFG = preset(
+    "tiny", num_layers=3, embed_dim=64, num_heads=8, num_kv_heads=4, head_dim=16, mlp_dim=160
+)
+
+
+def pipeline(path: str, function: str = "experiment", *assignments: str) -> Pipeline:
+    return config.build(config.load(ROOT / path, list(assignments), function=function))
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return pipeline("experiments/demo/pipeline.py", "tiny")
+
+
+def test_every_loop_of_the_demo_is_planned(demo):
+    found = {s.name: s for s in planned(demo, jax.devices()[:1])}
+    assert list(found) == [
+        "pretrain/short",
+        "pretrain/long",
+        "pretrain/enhancement",
+        "sft/train",
+        "reward_model/train",
+        "ppo_round1/actor",
+        "ppo_round1/critic",
+        "ppo_round1/rollout",
+        "reward_patch/train",
+        "ppo_round2/actor",
+        "ppo_round2/critic",
+        "ppo_round2/rollout",
+    ]
+    # The tokenizer that the pipeline trains sets the vocabulary, and later stages inherit it.
+    assert (
+        found["ppo_round2/actor"].cfg.vocab_size == demo.stages["tokenizer"].keywords["vocab_size"]
+    )
+    assert [p.name for p in found["ppo_round1/rollout"].parts] == ["prefill", "decode"]
+    short = found["pretrain/short"]
+    assert (short.tokens, short.calls) == (8 * 64, 4)
+
+
+def test_a_stage_or_a_step_can_be_asked_for(demo):
+    one = jax.devices()[:1]
+    assert [s.name for s in planned(demo, one, only=("sft",))] == ["sft/train"]
+    assert [s.name for s in planned(demo, one, only=("ppo_round1/critic",))] == [
+        "ppo_round1/critic"
+    ]
+    with pytest.raises(UserError, match="no such stage to plan; there are pretrain, sft"):
+        planned(demo, one, only=("sfd",))
+    with pytest.raises(UserError, match="no such step; there are pretrain/short, pretrain/long"):
+        planned(demo, one, only=("pretrain/shirt",))
+
+
+def test_an_experiment_without_a_stage_to_plan():
+    nothing = Pipeline(corpus=functools.partial(stages.corpus, files_below="."))
+    with pytest.raises(UserError, match=r"no stage .* can be planned \(it has corpus\)"):
+        planned(nothing, jax.devices())
+
+
+def test_a_layout_must_divide_devices_batch_and_model():
+    seven = pipeline("experiments/pretraining/internlm2_7b.py", "tiny")
+    with pytest.raises(UserError, match="needs 4 devices, there are 8"):
+        planned(seven, jax.devices(), Choice(layout="fsdp=4"))
+    with pytest.raises(UserError, match="batch_size: 2 does not divide over data x fsdp = 8"):
+        planned(seven, jax.devices(), Choice(layout="fsdp=8"))
+    with pytest.raises(UserError, match="does not divide over tensor = 8"):
+        planned(seven, jax.devices(), Choice(layout="tensor=8"))
+
+
+def test_choices_take_the_place_of_settings():
+    seven = pipeline("experiments/pretraining/internlm2_7b.py", "tiny")
+    choice = Choice("fsdp=8", "minimal", batch=16)
+    (step,) = planned(seven, jax.devices(), choice, ("pretrain/short",))
+    assert (step.rows, step.accumulate, step.remat, step.layout) == (
+        16,
+        1,
+        "minimal",
+        Layout(fsdp=8),
+    )
+    assert step.overrides["layout"] == "pretrain.layout"
+
+
+# ------------------------------------------------------- the counter against arithmetic
+
+
+def compiled(layout: str, remat: str = "full", length: int = 64, rows: int = 16) -> hlo.Program:
+    mesh = Layout.parse(layout).mesh(jax.devices())
+    lowered = steps.train_step(CFG, mesh, rows, length, remat=remat)()
+    return hlo.read(lowered.compile().as_text(), dict(mesh.shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["fsdp=8", "fsdp=4,tensor=2"])
+def test_products_and_gathers_are_those_of_the_sizes(layout):
+    program, where = compiled(layout), Layout.parse(layout)
+    tokens = 16 * 64 / 8
+    expected = tokens * (
+        analytic.train_flops(CFG, 64) + analytic.rematerialised_flops(CFG, 64, "full")
+    )
+    # Rows of 64 are attended as a whole square, twice the causal half, four times over: forward,
+    # again, and two products for each backward.
+    square = tokens * 4 * CFG.num_layers * 4 * CFG.num_heads * CFG.head_dim * (64 - 65 / 2)
+    assert program.flops == pytest.approx(expected + square, rel=0.01)
+    gathered = sum(
+        t.payload for t in program.collectives() if (t.kind, t.axes) == ("all-gather", "fsdp")
+    )
+    head = analytic.width(CFG) * CFG.vocab_size * CFG.embed_dim / where.tensor
+    ids = 4 * 16 * 64  # of all tokens, for the embedding
+    assert gathered == analytic.gathered_weights(CFG, where) + head + ids
+
+
+@pytest.mark.slow
+def test_lowering_of_every_loop():
+    """Actor, critic, rollout and reward model are traced with the arguments that stages give."""
+    demo = pipeline("experiments/demo/pipeline.py", "tiny")
+    wanted = ("sft", "reward_model", "ppo_round1")
+    for step in planned(demo, jax.devices()[:4], Choice(layout="fsdp=2,tensor=2"), wanted):
+        assert "func.func public @main" in step.lower().as_text(), step.name
