@@ -1,4 +1,4 @@
-"""The `internlm2` command: run, report, diff, generate, convert."""
+"""The `internlm2` command: run, plan, report, diff, generate, convert."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from internlm2_jax import __version__, config, files
 from internlm2_jax.errors import UserError
+from internlm2_jax.plan.command import plan
+
+RUN_FILES = ("model.json", "pipeline.json")  # one of them marks a stage or a run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +28,11 @@ def cli() -> None:
 @cli.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
 @click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override one field.")
+@click.option(
+    "--overrides",
+    type=click.Path(path_type=Path),
+    help="A file with one A.B=C a line, as `internlm2 plan --search` writes; --set comes after it.",
+)
 @click.option("--seed", type=int, help="Short for --set seed=N.")
 @click.option("--corpus", type=click.Path(path_type=Path), help="A folder of your own documents.")
 @click.option("--only", default="", metavar="STAGE,...", help="Run these stages only.")
@@ -35,6 +44,7 @@ def cli() -> None:
 def run(
     experiment: Path,
     assignments: tuple[str, ...],
+    overrides: Path | None,
     seed: int | None,
     corpus: Path | None,
     only: str,
@@ -45,7 +55,7 @@ def run(
     dry_run: bool,
 ) -> None:
     """Run EXPERIMENT (a Python file). The same command again continues where it stopped."""
-    given = list(assignments)
+    given = [*(config.read_overrides(overrides) if overrides else []), *assignments]
     given += [f"seed={seed}"] if seed is not None else []
     given += [f"corpus={os.fspath(corpus.absolute())!r}"] if corpus is not None else []
     resolved = config.load(experiment, given, function="tiny" if tiny else "experiment")
@@ -66,6 +76,9 @@ def run(
     click.echo(f"run folder: {folder}")
     if (folder / "report.html").is_file():
         click.echo(f"report: {folder / 'report.html'}")
+
+
+cli.add_command(plan)
 
 
 @cli.command()
@@ -123,12 +136,35 @@ def generate(
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32")
-def convert(source: Path, target: Path, dtype: str) -> None:
-    """Write the model in SOURCE (a stage of a run) to TARGET as Hugging Face InternLM2."""
+@click.option(
+    "--layout",
+    type=click.Choice(["internlm2", "llama", "run"]),
+    help="internlm2: Hugging Face, InternLM2's own code. llama: Hugging Face, for any Llama "
+    "runtime. run: a stage folder, to train on. Default: run for a Hugging Face SOURCE, else "
+    "internlm2.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of Hugging Face tensors; default: that of the model's products. Stages are float32.",
+)
+def convert(source: Path, target: Path, layout: str | None, dtype: str | None) -> None:
+    """Write the model in SOURCE to TARGET, a new folder.
+
+    SOURCE is a Hugging Face folder, a stage of a run, or a run.
+    """
     import internlm2_jax
 
-    internlm2_jax.open(source).save_hf(target, dtype=dtype)
+    if layout is None:
+        layout = "internlm2" if any((source / n).exists() for n in RUN_FILES) else "run"
+    if layout == "run" and dtype not in (None, "float32"):
+        raise UserError(f"--dtype {dtype}: a stage keeps float32 parameters; leave it out")
+    model = internlm2_jax.open(source)
+    if layout == "run":
+        model.save_stage(target)
+    else:
+        public: Literal["internlm2", "llama"] = "llama" if layout == "llama" else "internlm2"
+        model.save_hf(target, dtype=dtype or model.cfg.dtype, layout=public)
     click.echo(target)
 
 

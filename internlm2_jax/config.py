@@ -68,6 +68,15 @@ def parse(assignment: str) -> tuple[str, Any]:
         return name.strip(), text.strip()
 
 
+def read_overrides(path: str | Path) -> list[str]:
+    """Assignments of a file, one "a.b=c" a line; empty lines and those after # do not count."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read overrides from {path}: {error}") from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
 def load(path: str | Path, assignments: Sequence[str] = (), *, function: str = "experiment") -> Any:
     """The config of an experiment file, with "name=value" macros and overrides applied.
 

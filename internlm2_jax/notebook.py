@@ -8,6 +8,7 @@ model.generate("def fibonacci(n):", max_new_tokens=64)
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from internlm2_jax.models.build import Model, Params, build, head_of
 
 if TYPE_CHECKING:
     from internlm2_jax.data.tokenizer import Tokenizer
+    from internlm2_jax.models.hf_config import Layout
 
 _logits = jax.jit(Model.logits, static_argnums=0)
 _scores = jax.jit(Model.scores, static_argnums=0)
@@ -130,10 +132,27 @@ class Opened:
         )
         return "\n".join([title, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
-    def save_hf(self, folder: str | os.PathLike, dtype: str = "bfloat16") -> None:
+    def save_hf(
+        self, folder: str | os.PathLike, dtype: str = "bfloat16", layout: Layout = "internlm2"
+    ) -> None:
         """Writes a Hugging Face folder (models/convert.py), tokenizer.model included."""
         path = self._tokenizer_path
-        convert.save_hf(folder, self.cfg, self.params, dtype, tokenizer=path)
+        convert.save_hf(folder, self.cfg, self.params, dtype, layout=layout, tokenizer=path)
+
+    def save_stage(self, folder: str | os.PathLike) -> None:
+        """Writes a new stage folder, which a stage takes as its `base`; whole or not at all."""
+        from internlm2_jax.train.checkpoint import Checkpoints, save_model_json
+
+        folder = Path(folder)
+        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not an empty folder; choose a new one")
+        with files.whole_folder(folder) as temporary:
+            checkpoints = Checkpoints(temporary)
+            checkpoints.save(0, {"params": self.params})
+            checkpoints.close()
+            save_model_json(temporary, self.cfg, self.model.head)
+            if self._tokenizer_path is not None:
+                shutil.copyfile(self._tokenizer_path, temporary / "tokenizer.model")
 
     def __repr__(self) -> str:
         size = self.cfg.num_params(self.model.head)

@@ -124,3 +124,41 @@ def test_different_overrides_never_share_a_folder():
         for a in ("seed=1", "sft.steps=1", "ppo_round1.steps=1", "corpus='/a/x'", "corpus='/b/x'")
     }
     assert len(names) == 5
+
+
+def test_convert_goes_both_ways(command, tmp_path):
+    """Hugging Face -> stage -> Hugging Face, InternLM2's layout and Llama's."""
+    import jax
+    from safetensors.numpy import load_file
+
+    from internlm2_jax.models import convert
+    from internlm2_jax.models.build import build
+    from internlm2_jax.models.config import preset
+
+    cfg = preset("tiny")
+    params = build(cfg).init(jax.random.key(0))
+    convert.save_hf(tmp_path / "hf", cfg, params, "float32")
+    assert command("convert", "hf", "base")[0] == 0
+    assert (tmp_path / "base" / "model.json").is_file()
+    assert command("convert", "base", "back")[0] == 0
+    original = (tmp_path / "hf" / "model.safetensors").read_bytes()
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == original
+    assert command("convert", "hf", "llama", "--layout", "llama", "--dtype", "bfloat16")[0] == 0
+    tensors = load_file(tmp_path / "llama" / "model.safetensors")
+    assert "model.layers.1.self_attn.k_proj.weight" in tensors
+    assert {str(value.dtype) for value in tensors.values()} == {"bfloat16"}
+    assert_one_line(command("convert", "hf", "back"), "back exists and is not an empty folder")
+    assert_one_line(command("convert", "hf", "x", "--dtype", "bfloat16"), "stage keeps float32")
+    assert_one_line(command("convert", "absent", "x"), "absent is not a folder")
+
+
+def test_plan_of_a_pod_that_does_not_exist(command):
+    result = command("plan", DEMO, "--topology", "v5p:3x4x4")
+    assert_one_line(result, "'v5p:3x4x4' does not exist", "the nearest is v5p:4x4x4")
+
+
+def test_overrides_from_a_file(command, tmp_path):
+    (tmp_path / "best").write_text("# found by a search\nsft.steps=7\n\n")
+    status, out, _ = command("run", DEMO, "--overrides", "best", "--dry-run")
+    assert status == 0
+    assert "sft.steps = 7" in out

@@ -66,6 +66,22 @@ def test_hf_folder(hf, params):
     model.save_hf(hf.parent / "again", dtype="float32")
     again = (hf.parent / "again/model.safetensors").read_bytes()
     assert again == (hf / "model.safetensors").read_bytes()
+    model.save_hf(hf.parent / "llama", dtype="float32", layout="llama")
+    jax.tree.map(
+        np.testing.assert_array_equal, internlm2_jax.open(hf.parent / "llama").params, params
+    )
+
+
+def test_hf_to_stage_and_back(hf, params, tmp_path):
+    internlm2_jax.open(hf).save_stage(tmp_path / "base")
+    stage = internlm2_jax.open(tmp_path / "base")
+    assert stage.cfg == CFG
+    jax.tree.map(np.testing.assert_array_equal, stage.params, params)
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        internlm2_jax.open(hf).save_stage(tmp_path / "base")
+    stage.save_hf(tmp_path / "back", dtype="float32")
+    saved, first = ((p / "model.safetensors").read_bytes() for p in (tmp_path / "back", hf))
+    assert saved == first
 
 
 def test_text_and_conversations(shared, tmp_path):
@@ -120,5 +136,5 @@ def test_unknown_folders(tmp_path):
         internlm2_jax.open(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"config.json: architecture None is not supported"):
+    with pytest.raises(UserError, match=r"config.json: architecture \[\] of model_type"):
         internlm2_jax.open(tmp_path)

@@ -25,7 +25,6 @@ from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.losses.classification import pooled_logits
 from internlm2_jax.losses.language_model import token_logprobs
-from internlm2_jax.models import rope
 
 _LOGITS_AT_ONCE = 256  # positions whose vocabulary-sized rows are in memory together, per text
 
@@ -113,10 +112,10 @@ class SpanModel:
         self._model, self._vocabulary = opened.model, opened.tokenizer
         self._protocol = protocol
         longest = 1 + protocol.context + protocol.target
-        trained = opened.cfg.max_position_embeddings
-        if longest > trained and opened.cfg.rope_scaling is None:
+        limit = opened.cfg.length_limit
+        if limit is not None and longest > limit:
             raise UserError(
-                f"{folder} reads {trained} tokens, the protocol needs {longest}; lower its context "
+                f"{folder} reads {limit} tokens, the protocol needs {longest}; lower its context "
                 "or target"
             )
         if self._model.head != "lm":
@@ -200,8 +199,7 @@ def _span_loss(model, params, tokens, first, count, target):
     The logits are formed some positions at a time: at 92,544 pieces a row of 1,024 positions would
     be 380 MB.
     """
-    theta = rope.theta_for(model.cfg, first + count)
-    hidden = model.hidden(params, tokens, theta=theta)
+    hidden = model.hidden(params, tokens, rope_length=first + count)
     block = min(_LOGITS_AT_ONCE, target)
     blocks = -(-target // block)
     step = jnp.arange(blocks * block)

@@ -61,7 +61,7 @@ from internlm2_jax.errors import UserError
         ("a.jsonl", b'[\n{"text": "x"},\n{"text": "y"}\n]\n', "not_json_lines"),
         (
             "a.json.gz",
-            gzip.compress(b'{\r\n  "name": "x",\r\n  "text": "y"\r\n}'),
+            gzip.compress(b'{\r\n  "name": "x",\r\n  "text": "y"\r\n}', mtime=0),
             "not_json_lines",
         ),
         ("a.jsonl", b'{"a":' * 200_000 + b"1" + b"}" * 200_000, "bad_json"),
