@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/internlm2 run experiments/demo/pipeline.py $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m "slow and not flink"

@@ -215,7 +215,8 @@ def report_compiler(chip: str, lengths: list[int], shape: tuple[int, int, int], 
     # Read when libtpu is loaded, at the first topology.
     os.environ["LIBTPU_INIT_ARGS"] = (
         f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={dump.name}"
-        " --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final_bundles.*"
+        " --xla_jf_dump_llo_text=true"
+        " --xla_jf_dump_llo_pass_label_regex=.*(final_bundles|original).*"
     )
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         os.environ.setdefault(name, "1")
@@ -227,7 +228,7 @@ def report_compiler(chip: str, lengths: list[int], shape: tuple[int, int, int], 
     mesh = jax.make_mesh((1,), ("data",), devices=devices)
     heads, kv_heads, dim = shape
     print(f"{chip}, one chip, one row, {heads}/{kv_heads} x {dim}, bfloat16, forward+backward")
-    print("bundles are those of one kv head and of 1024 x 512 scores\n")
+    print("bundles are those of 1024 x 512 scores (decoding: of a step), without and with a mask\n")
     print(f"{'':<32}{'HBM temp':>12}{'HBM traffic':>14}{'GFLOP':>8}  kernels: bundles, VMEM")
     groups = heads // kv_heads
     for length in lengths:
@@ -276,22 +277,22 @@ def report_compiled(
         print(f"{title:<32}does not compile: {str(error).splitlines()[0][:150]}")
         return
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    # Kernels without a cost estimate have no FLOPs that the compiler knows of.
+    gflop = f"{cost['flops'] / 1e9:.0f}" if cost["flops"] > 1e9 else "?"
     kernels = []
     for path in sorted(dump.glob("*final_bundles.txt")):
         text = path.read_text(errors="replace")
         # The last line names the instruction; fusions of XLA's own are of no interest.
-        if "schedule-analysis" in path.name or "= custom-call(" not in text[-5000:]:
-            continue
-        kernels.append(describe(path, text, block))
+        if "schedule-analysis" not in path.name and "= custom-call(" in text[-5000:]:
+            kernels += describe(path, text, block)
     print(
         f"{title:<32}{memory.temp_size_in_bytes / 2**20:>8.1f} MiB"
-        f"{cost['bytes accessed'] / 2**20:>10.0f} MiB{cost['flops'] / 1e9:>8.0f}  "
-        + "; ".join(kernels)
+        f"{cost['bytes accessed'] / 2**20:>10.0f} MiB{gflop:>8}  " + "; ".join(kernels)
     )
 
 
-def describe(path: Path, text: str, block: tuple[int, int] | None) -> str:
-    """A kernel's name, the bundles of its bodies, its VMEM.
+def describe(path: Path, text: str, block: tuple[int, int] | None) -> list[str]:
+    """A kernel's name, the bundles of its bodies, its VMEM; nothing if it has no products.
 
     Bodies are the stretches without a branch that do the most matrix products: one without and one
     with the mask, or a single one.
@@ -306,12 +307,15 @@ def describe(path: Path, text: str, block: tuple[int, int] | None) -> str:
             start, products = int(at[1], 16), 0
         products += line.count(".mxu")
     unit = 1.0 if block is None else (1024 * 512) / math.prod(block)
-    most = max(products for products, _ in stretches)
+    most = max((products for products, _ in stretches), default=0)
+    if not most:
+        return []
     bodies = sorted(n for products, n in stretches if products > most / 2)
-    vmem = sum(int(size, 16) for size in re.findall(r"space=vmem, size = (0x[0-9a-f]+)", text))
     name = re.sub(r"^\d+-|-\d+-final_bundles.*$", "", path.name)
+    before = next(path.parent.glob(f"*-{name}-*-original.txt")).read_text(errors="replace")
+    vmem = sum(int(size, 16) for size in re.findall(r"space=vmem, size = (0x[0-9a-f]+)", before))
     cells = " / ".join(f"{n * unit:.0f}" for n in bodies)
-    return f"{name} {cells}" + (f", {vmem / 2**20:.1f} MiB" if vmem else "")
+    return [f"{name} {cells}, {vmem / 2**20:.1f} MiB"]
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def parse(text: str) -> Module:
         stripped = line.strip()
         if line.startswith((" ", "\t")) and " = " in line:
             body.append(_instruction(stripped))
-        elif stripped == "}":
+        elif line.startswith("}"):  # may be followed by the thread it runs on
             computations[name] = Computation(name, tuple(body))
         elif stripped.endswith("{") and line.startswith(("%", "ENTRY")):
             name = re.match(r"(?:ENTRY )?%?([^\s(]+)", stripped).group(1)  # type: ignore[union-attr]

@@ -48,6 +48,13 @@ def test_four_bit_elements_are_half_a_byte():
     assert hlo_text.parse_result("s4[5]{0}").bytes == 3
 
 
+def test_a_computation_may_say_on_which_thread_it_runs():
+    text = (
+        '%f (p: s32[]) -> s32[] {\n  ROOT %p = s32[] parameter(0)\n}, execution_thread="sparsecore"'
+    )
+    assert "f" in module("ROOT %q = s32[] parameter(0)", more=text).computations
+
+
 def test_not_hlo_is_an_error():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo_text.parse("hello\n")
