@@ -86,10 +86,8 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.slow
 def test_two_processes_then_one(tmp_path):
     said = launch(tmp_path / "moved", "data=2,fsdp=4", 5, processes=2)
-    assert sorted(line.strip() for line in said) == [
-        "process 0 of 2 ends",
-        "process 1 of 2 ends",
-    ]
+    for index, out in enumerate(said):
+        assert f"process {index} of 2 ends" in out
     launch(tmp_path / "moved", "fsdp=4,tensor=2", 8, processes=1)
     launch(tmp_path / "whole", "fsdp=8", 8, processes=1)
     np.testing.assert_allclose(
