@@ -129,5 +129,5 @@ def _plan(step: Any, pod: Topology, devices: list[Any], cache: Path) -> Any:
             "choose the others with --only"
         ) from error
     compiled = compile_lowered(lowered, pod, cache)
-    mesh = steps._mesh(step.layout, tuple(devices))
+    mesh = steps.mesh_of(step.layout, tuple(devices))
     return report.make(step, pod, compiled, list(mesh.devices.flat))

@@ -115,7 +115,7 @@ class Context:
         return Layout.parse(text or f"fsdp={len(self.devices)}")
 
     def mesh(self, layout: Layout) -> Mesh:
-        return _mesh(layout, tuple(self.devices))
+        return mesh_of(layout, tuple(self.devices))
 
     def remat(self, settings: Mapping[str, Any]) -> Any:
         return self.choice.remat or settings.get("remat") or "full"
@@ -144,7 +144,7 @@ class Context:
 
 
 @functools.cache
-def _mesh(layout: Layout, devices: tuple[Any, ...]) -> Mesh:
+def mesh_of(layout: Layout, devices: tuple[Any, ...]) -> Mesh:
     return layout.mesh(devices)
 
 
