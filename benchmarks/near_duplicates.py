@@ -14,7 +14,7 @@ Reported: MB per CPU second, and of the whole job; how many removed documents ha
 many of the planted copies were found, by kind, and of the Chinese and Japanese among them. Peers:
 
     python -m venv /tmp/peers && /tmp/peers/bin/pip install datasketch rensa text-dedup datatrove \
-        tokenizers spacy
+        tokenizers spacy orjson "xxhash<4"
 
 Speeds depend on what else the machine does: compare the rows of one run, not runs.
 """
