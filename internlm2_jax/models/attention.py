@@ -80,7 +80,7 @@ class Attention(nnx.Module):
         values = jax.lax.dynamic_update_slice(values, _slots(v, values.dtype), at)
         mine = jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False)
         theirs = jax.lax.dynamic_index_in_dim(values, layer, keepdims=False)
-        return self.o(kernel.cached(q, mine, theirs, mask)), keys, values
+        return self.o(kernel.appended(q, mine, theirs, mask)), keys, values
 
 
 def _slots(x: Float[Array, "B T K H"], dtype: jnp.dtype) -> Float[Array, "1 B K T H"]:
