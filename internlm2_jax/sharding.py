@@ -4,7 +4,8 @@ A layout is a string, `fsdp=16,tensor=4`: the size of each of four mesh axes, th
 
     data     copies of the model; over slices of a pod, gradients cross the data-centre network
     fsdp     parameters, gradients and optimizer state rest cut; a weight is gathered when used
-    context  the tokens of a row are cut; attention runs as a ring (kernels/ring_attention.py)
+    context  the tokens of a row are cut; attention runs as a ring (kernels/ring_attention.py).
+             Parameters rest cut over it as well: to the weights it is more of fsdp
     tensor   heads, MLP and vocabulary are cut; between blocks, so are the tokens of a row
 
 Parameters carry logical axis names (`model.axes`). `STORED` says how parameters rest, `COMPUTE` how
@@ -43,7 +44,7 @@ Axes = tuple[str | None, ...]
 _CUT_BY_TENSOR: dict[str | None, Entry]
 _CUT_BY_TENSOR = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor")
 # How parameters rest. Norms and scalars are too small to be worth a gather.
-STORED: dict[str | None, Entry] = {"embed": "fsdp", **_CUT_BY_TENSOR}
+STORED: dict[str | None, Entry] = {"embed": ("fsdp", "context"), **_CUT_BY_TENSOR}
 # How activations, and weights in use, lie. "length" is the tokens of a row inside a block,
 # "residual_length" between blocks, where no axis but this one is left for `tensor` to cut.
 COMPUTE: dict[str | None, Entry] = {
@@ -97,6 +98,11 @@ class Layout:
     def batch_ways(self) -> int:
         """Into how many parts the rows of a batch are cut."""
         return self.data * self.fsdp
+
+    @property
+    def param_ways(self) -> int:
+        """Into how many parts parameters and optimizer state are cut."""
+        return self.fsdp * self.context * self.tensor
 
     def __str__(self) -> str:
         named = zip(MESH_AXES, self.sizes, strict=True)
@@ -273,7 +279,7 @@ def contract(x: Array, w: Array, num_axes: int, out_axes: Axes, dtype: Any = Non
 
 
 def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Rows of an embedding table, which is not gathered over `fsdp`.
+    """Rows of an embedding table, which is not gathered.
 
     Every device looks its own columns up for the tokens of all devices that share the table, then
     an all-to-all turns columns into rows: B T D entries move instead of V D, and the gradient of
@@ -284,10 +290,9 @@ def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array
         return table[ids]
     columns = _fits(mesh, table.shape[1], STORED["embed"])
     rows = "data" if ids.shape[0] % mesh.shape["data"] == 0 else None
-    length = _fits(mesh, ids.shape[1], COMPUTE["length"])
     table = jax.reshard(table, P(None, columns))
-    ids = jax.reshard(ids, P(rows, length))
-    found = table.at[ids].get(out_sharding=P(rows, length, columns))
+    ids = jax.reshard(ids, P(rows, None))
+    found = table.at[ids].get(out_sharding=P(rows, None, columns))
     return constrain(found, "batch", "residual_length", None)
 
 

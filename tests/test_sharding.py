@@ -70,7 +70,7 @@ def test_init_on_a_mesh(expected):
         params = jax.jit(MODEL.init, out_shardings=places)(jax.random.key(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected[0])
     gate = params["layers"]["mlp"]["gate"]["weight"]
-    assert gate.sharding.spec == P(None, "fsdp", "tensor")
+    assert gate.sharding.spec == P(None, ("fsdp", "context"), "tensor")
     assert gate.addressable_shards[0].data.shape == (2, 8, 32)
 
 

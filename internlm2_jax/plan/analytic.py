@@ -64,7 +64,7 @@ class State:
 
 def train_state(cfg: ModelConfig, layout: Layout, head: Head = "lm") -> State:
     """Norm weights, which are not cut, are left out: they are a ten-thousandth."""
-    params = FP32 * cfg.num_params(head) / (layout.fsdp * layout.tensor)
+    params = FP32 * cfg.num_params(head) / layout.param_ways
     return State(params, 2 * params)
 
 
@@ -79,24 +79,24 @@ def activations(cfg: ModelConfig, layout: Layout, remat: str, rows: int, length:
     # Between blocks tokens are cut over `tensor`; inside one, heads and mlp are.
     kept = (d * cfg.embed_dim + q * qkv + f * cfg.mlp_dim) / layout.tensor
     working = (4 * cfg.embed_dim + 2 * qkv + 4 * cfg.mlp_dim) / layout.tensor + cfg.embed_dim
-    gradient = FP32 * cfg.num_params() / (layout.fsdp * layout.tensor)
+    gradient = FP32 * cfg.num_params() / layout.param_ways
     gathered = 2 * width(cfg) * layer_params(cfg) / layout.tensor
     return width(cfg) * tokens * (cfg.num_layers * kept + working) + gradient + gathered
 
 
 def gathered_weights(cfg: ModelConfig, layout: Layout, passes: int = 2) -> float:
-    """Bytes of weights of blocks that all-gathers over `fsdp` leave on a device in a step.
+    """Bytes of weights of blocks that all-gathers leave on a device in a step.
 
     `passes`: forward and backward each gather a block's weights in the compute dtype.
     """
-    if layout.fsdp == 1:
+    if layout.param_ways == layout.tensor:
         return 0.0
     return float(passes * width(cfg) * cfg.num_layers * layer_params(cfg) / layout.tensor)
 
 
 def scattered_gradients(cfg: ModelConfig, layout: Layout) -> float:
-    """Bytes of gradients of blocks that reductions over `fsdp` take in a step, in its dtype."""
-    if layout.fsdp * layout.data == 1:
+    """Bytes of gradients of blocks that reductions take in a step, in its dtype."""
+    if layout.batch_ways * layout.context == 1:
         return 0.0
     return float(width(cfg) * cfg.num_layers * layer_params(cfg) / layout.tensor)
 

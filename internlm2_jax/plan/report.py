@@ -221,7 +221,7 @@ def suggestions(plan: Plan) -> list[str]:
     state = analytic.train_state(step.cfg, layout).total if step.trains else step.held
     found = []
     if max(state, step.held) > 0.9 * limit:
-        need = max(state, step.held) * layout.fsdp * layout.tensor / (0.6 * limit)
+        need = max(state, step.held) * layout.param_ways / (0.6 * limit)
         found.append(
             f"more chips or a larger fsdp: what stays in memory between steps alone is "
             f"{_gib(max(state, step.held))} GiB a chip; cut it over {int(need) + 1} or more"

@@ -47,7 +47,7 @@ def layouts(step: PlannedStep, topology: Topology) -> Iterator[Layout]:
     copies = [topology.slices * d for d in (1, 2, 4)]
     for data, context, tensor in itertools.product(copies, contexts, tensors):
         fsdp, rest = divmod(count, data * context * tensor)
-        if rest or not fsdp or cfg.embed_dim % fsdp or step.length % (context * tensor):
+        if rest or not fsdp or cfg.embed_dim % (fsdp * context) or step.length % (context * tensor):
             continue
         yield Layout(data, fsdp, context, tensor)
 

@@ -407,7 +407,7 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
     extra = math.ceil(extra / layout.batch_ways) * layout.batch_ways
     kept_rows = packed_rows(mesh, extra, extra_length)
     trained, frozen = (3 * analytic.FP32, analytic.FP32)
-    cut = layout.fsdp * layout.tensor
+    cut = layout.param_ways
     sizes = cfg.num_params("lm"), cfg.num_params("scalar")
     held = (trained + frozen) * sum(sizes) / cut
     common: dict[str, Any] = {
