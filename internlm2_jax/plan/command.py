@@ -55,7 +55,7 @@ def plan(
     pod = parse_topology(topology)
     environment.prepare()
     from internlm2_jax import config
-    from internlm2_jax.plan import report, search, steps
+    from internlm2_jax.plan import planners, report, search, steps
     from internlm2_jax.plan.compile import devices_of
     from internlm2_jax.stages.pipeline import Pipeline
 
@@ -66,7 +66,7 @@ def plan(
     names = tuple(n.strip() for n in only.split(",") if n.strip())
     choice = steps.Choice(layout, remat, batch, accumulate)
     devices = devices_of(pod)
-    found = steps.planned(pipeline, devices, choice, names)
+    found = planners.planned(pipeline, devices, choice, names)
     if not searching:
         plans, failed = [], []
         with Progress("plan", len(found), "step", silent=as_json) as progress:
@@ -95,7 +95,7 @@ def plan(
     chosen = search.candidates(first, pod)[:limit]
     with Progress("search", len(chosen), "plan", silent=as_json) as progress:
         for candidate in chosen:
-            step = steps.planned(pipeline, devices, candidate.choice, (first.name,))[0]
+            step = planners.planned(pipeline, devices, candidate.choice, (first.name,))[0]
             tried.append(_plan(step, pod, devices, cache))
             progress.update(layout=str(candidate.layout), remat=candidate.remat)
     best = search.rank(tried)

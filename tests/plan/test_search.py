@@ -12,7 +12,7 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.plan import report, search
 from internlm2_jax.plan.chips import GIB, parse_topology
 from internlm2_jax.plan.compile import Compiled
-from internlm2_jax.plan.steps import planned
+from internlm2_jax.plan.planners import planned
 from internlm2_jax.sharding import Layout
 
 SEVEN = Path(__file__).parents[2] / "experiments" / "pretraining" / "internlm2_7b.py"

@@ -12,7 +12,8 @@ from internlm2_jax import config, stages
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.config import preset
 from internlm2_jax.plan import analytic, hlo, steps
-from internlm2_jax.plan.steps import Choice, planned
+from internlm2_jax.plan.planners import planned
+from internlm2_jax.plan.steps import Choice
 from internlm2_jax.sharding import Layout
 from internlm2_jax.stages import Pipeline
 

@@ -1,0 +1,328 @@
+"""What each stage's loop compiles: its own functions, on the shapes that it would give them.
+
+`PLANNERS` maps a stage's function to a generator of its steps; a stage of your own joins by an
+entry there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from internlm2_jax.errors import UserError
+from internlm2_jax.infer import cache as kv
+from internlm2_jax.infer import engine
+from internlm2_jax.models.build import Model, build
+from internlm2_jax.models.config import ModelConfig
+from internlm2_jax.plan import analytic, steps
+from internlm2_jax.plan.steps import Choice, Context, Part, PlannedStep
+from internlm2_jax.rlhf.ppo import Updates
+from internlm2_jax.sharding import Layout
+from internlm2_jax.stages.pipeline import Pipeline
+from internlm2_jax.stages.ppo import ppo
+from internlm2_jax.stages.pretrain import pretrain
+from internlm2_jax.stages.reward_model import reward_model
+from internlm2_jax.stages.reward_patch import reward_patch
+from internlm2_jax.stages.sft import sft
+from internlm2_jax.train import optimizer as optimizers
+from internlm2_jax.train.objectives import reward_model_loss
+from internlm2_jax.train.step import make_train_step
+
+Planner = Callable[[Context, str, dict[str, Any]], Iterator[PlannedStep]]
+
+
+def planned(
+    pipeline: Pipeline,
+    devices: list[Any],
+    choice: Choice | None = None,
+    only: tuple[str, ...] = (),
+) -> list[PlannedStep]:
+    """Every step that the pipeline compiles.
+
+    Args:
+      only: names of stages or of steps ("pretrain" or "pretrain/long").
+    Errors: UserError when nothing can be planned, a name is unknown, or a layout divides neither
+      the devices nor the model nor the batch.
+    """
+    context = Context(pipeline, devices, choice or Choice())
+    able = {n: PLANNERS[s.func] for n, s in pipeline.stages.items() if s.func in PLANNERS}
+    if not able:
+        known = ", ".join(sorted(function.__name__ for function in PLANNERS))
+        raise UserError(
+            f"no stage of this experiment can be planned (it has {', '.join(pipeline.stages)}); "
+            f"those that can be are made with {known}"
+        )
+    stages_asked = {name.partition("/")[0] for name in only}
+    for name in stages_asked - set(able):
+        raise UserError(f"--only {name}: no such stage to plan; there are {', '.join(able)}")
+    found = [
+        step
+        for name, planner in able.items()
+        if not only or name in stages_asked
+        for step in planner(context, name, context.settings(name))
+    ]
+    unknown = [n for n in only if "/" in n and n not in {step.name for step in found}]
+    if unknown:
+        names = ", ".join(step.name for step in found)
+        raise UserError(f"--only {unknown[0]}: no such step; there are {names}")
+    return [s for s in found if not only or s.name in only or s.name.partition("/")[0] in only]
+
+
+def _plan_pretrain(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
+    layout, remat = context.layout(s), context.remat(s)
+    cfg = context.with_vocabulary(s["model"], s.get("tokenizer"))
+    for i, phase in enumerate(s["phases"]):
+        of_phase = dataclasses.replace(
+            cfg, rope_theta=phase.rope_theta, max_position_embeddings=phase.sequence_length
+        )
+        yield _training(
+            context,
+            f"{name}/{phase.name}",
+            of_phase,
+            layout,
+            remat,
+            rows=phase.batch_size,
+            length=phase.sequence_length,
+            calls=phase.steps,
+            accumulate=getattr(phase, "accumulate", 1),
+            z_loss=s["z_loss"],
+            overrides={
+                "layout": f"{name}.layout",
+                "remat": f"{name}.remat",
+                "batch": f"{name}.phases.{i}.batch_size",
+                "accumulate": f"{name}.phases.{i}.accumulate",
+            },
+        )
+
+
+def _plan_sft(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
+    yield _training(
+        context,
+        f"{name}/train",
+        context.config(s["base"]),
+        context.layout(s),
+        context.remat(s),
+        rows=s["batch_size"],
+        length=s["row_length"],
+        calls=s["steps"],
+        overrides={
+            "layout": f"{name}.layout",
+            "remat": f"{name}.remat",
+            "batch": f"{name}.batch_size",
+        },
+    )
+
+
+def _check(name: str, layout: Layout, model: Model, batch: int, length: int | None = None) -> None:
+    try:
+        layout.check(model.axes, model.abstract, batch=batch, length=length)
+    except UserError as error:
+        raise UserError(f"{name} on {layout}: {error}") from error
+
+
+def _training(
+    context: Context,
+    name: str,
+    cfg: ModelConfig,
+    layout: Layout,
+    remat: Any,
+    *,
+    rows: int,
+    length: int,
+    calls: int,
+    accumulate: int = 1,
+    z_loss: float = 0.0,
+    overrides: Mapping[str, str],
+) -> PlannedStep:
+    choice = context.choice
+    rows = choice.batch or rows
+    accumulate = choice.accumulate or (1 if choice.batch else accumulate)
+    mesh, model = context.mesh(layout), build(cfg)
+    if rows % accumulate:
+        raise UserError(f"{name}: accumulate {accumulate} does not divide a batch of {rows} rows")
+    _check(name, layout, model, rows // accumulate, length)
+    return PlannedStep(
+        name=name,
+        layout=layout,
+        remat=remat,
+        rows=rows,
+        length=length,
+        lower=steps.train_step(
+            cfg, mesh, rows, length, remat=remat, accumulate=accumulate, z_loss=z_loss
+        ),
+        tokens=rows * length,
+        calls=calls,
+        model_flops=rows * length * analytic.train_flops(cfg, length),
+        cfg=cfg,
+        accumulate=accumulate,
+        held=analytic.train_state(cfg, layout).total,
+        overrides=overrides,
+    )
+
+
+def _plan_reward(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
+    training = s["training"]
+    cfg = context.config(s["base"] if "base" in s else s["reward"])
+    layout = context.layout(s)
+    mesh, model = context.mesh(layout), build(cfg, head="scalar")
+    length = training.row_length
+    pairs = context.choice.batch or max(1, training.tokens_per_batch // (2 * length))
+    _check(name, layout, model, pairs, length)
+    step = make_train_step(reward_model_loss(model), optimizers.adamw(1e-4, b2=0.999))
+    batch = {
+        **steps.abstract_rows(mesh, (pairs, length), chosen=jnp.int32, rejected=jnp.int32),
+        **steps.abstract_rows(mesh, (pairs,), chosen_length=jnp.int32, rejected_length=jnp.int32),
+    }
+    tokens = 2 * pairs * length
+    yield PlannedStep(
+        name=f"{name}/train",
+        layout=layout,
+        remat="full",
+        rows=2 * pairs,
+        length=length,
+        lower=steps.lowering(mesh, step, steps.train_state(model, mesh), batch),
+        tokens=tokens,
+        calls=training.steps,
+        model_flops=tokens * analytic.train_flops(cfg, length, "scalar"),
+        cfg=cfg,
+        held=analytic.train_state(cfg, layout, "scalar").total,
+        overrides={"batch": f"{name}.training.tokens_per_batch"},
+    )
+
+
+def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
+    """Actor and critic updates, then the rollout; four models stay on the devices throughout."""
+    cfg, layout, config = context.config(s["actor"]), context.layout(s), s["config"]
+    mesh = context.mesh(layout)
+    actor, critic = build(cfg), build(cfg, head="scalar")
+    rows = context.choice.batch or s["batch_size"]
+    part, width = rows // config.minibatches, s["prompt_length"] + s["max_new_tokens"]
+    _check(name, layout, actor, part)
+    updates = Updates(actor, critic, config)
+    params = steps.abstract_params(actor, mesh), steps.abstract_params(critic, mesh)
+
+    def state() -> Any:
+        return jax.eval_shape(updates.init, *params)
+
+    batch = {
+        **steps.abstract_rows(mesh, (part, width), tokens=jnp.int32),
+        **steps.abstract_rows(
+            mesh,
+            (part, width - 1),
+            mask=jnp.bool_,
+            logprobs=jnp.float32,
+            advantages=jnp.float32,
+            returns=jnp.float32,
+        ),
+    }
+    # Pre-training rows make up half as many tokens as the rollouts.
+    extra_length = s["pretrain_row_length"]
+    extra = max(1, rows * width // (2 * extra_length))
+    extra = math.ceil(extra / layout.batch_ways) * layout.batch_ways
+    kept_rows = steps.packed_rows(mesh, extra, extra_length)
+    trained, frozen = (3 * analytic.FP32, analytic.FP32)
+    cut = layout.param_ways
+    sizes = cfg.num_params("lm"), cfg.num_params("scalar")
+    held = (trained + frozen) * sum(sizes) / cut
+    common: dict[str, Any] = {
+        "layout": layout,
+        "remat": "full",
+        "cfg": cfg,
+        "held": held,
+        "overrides": {"batch": f"{name}.batch_size"},
+    }
+    calls = s["iterations"] * config.epochs * config.minibatches
+    tokens = part * width
+    kept = extra * extra_length * analytic.train_flops(cfg, extra_length)
+    yield PlannedStep(
+        name=f"{name}/actor",
+        rows=part,
+        length=width,
+        lower=steps.lowering(mesh, Updates.update_actor, lambda: updates, state, batch, kept_rows),
+        tokens=tokens,
+        calls=calls,
+        model_flops=tokens * analytic.train_flops(cfg, width) + kept,
+        **common,
+    )
+    yield PlannedStep(
+        name=f"{name}/critic",
+        rows=part,
+        length=width,
+        lower=steps.lowering(mesh, Updates.update_critic, lambda: updates, state, batch),
+        tokens=tokens,
+        calls=calls,
+        model_flops=tokens * analytic.train_flops(cfg, width, "scalar"),
+        **common,
+    )
+    yield _rollout(context, f"{name}/rollout", actor, params[0], mesh, rows, s, common)
+
+
+def _rollout(
+    context: Context,
+    name: str,
+    model: Model,
+    params: Any,
+    mesh: Mesh,
+    rows: int,
+    s: dict[str, Any],
+    common: dict[str, Any],
+) -> PlannedStep:
+    """The engine's one program: prefill, then a loop of one-token steps."""
+    cfg = model.cfg
+    prompt, new = s["prompt_length"], s["max_new_tokens"]
+    width, size, batch = kv.bucket(prompt), kv.bucket(new), 1 << (rows - 1).bit_length()
+    scalar = functools.partial(steps.everywhere, mesh, ())
+    lower = steps.lowering(
+        mesh,
+        engine._generate,
+        model,
+        size,
+        "nucleus" if s["top_p"] < 1 else "all",
+        0,
+        params,
+        steps.everywhere(mesh, (batch, width), jnp.int32),
+        steps.everywhere(mesh, (batch,), jnp.int32),
+        scalar(jnp.int32),
+        scalar(jnp.float32),
+        scalar(jnp.float32),
+        scalar(jnp.uint32),
+        steps.everywhere(mesh, (batch,), jnp.int32),
+        steps.everywhere(mesh, (4,), jnp.int32),
+    )
+    head = 2.0 * cfg.vocab_size * cfg.embed_dim
+    matrices = analytic.forward_flops(cfg, 1)
+    attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim
+    seen = prompt + new / 2
+    prefill = rows * (prompt * (analytic.forward_flops(cfg, prompt) - head) + head)
+    decode = rows * (matrices + attention * (seen - 1))
+    return PlannedStep(
+        name=name,
+        rows=rows,
+        length=prompt + new,
+        lower=lower,
+        tokens=rows * (prompt + new),
+        calls=s["iterations"],
+        model_flops=prefill + (new - 1) * decode,
+        parts=(
+            Part("prefill", False, rows * prompt, 1, prefill),
+            Part("decode", True, rows, new - 1, decode),
+        ),
+        trains=False,
+        **common,
+    )
+
+
+PLANNERS: dict[Callable[..., Any], Planner] = {
+    pretrain: _plan_pretrain,
+    sft: _plan_sft,
+    reward_model: _plan_reward,
+    reward_patch: _plan_reward,
+    ppo: _plan_ppo,
+}
