@@ -293,6 +293,9 @@ def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array
     table = jax.reshard(table, P(None, columns))
     ids = jax.reshard(ids, P(rows, None))
     found = table.at[ids].get(out_sharding=P(rows, None, columns))
+    # One axis at a time: XLA knows each all-to-all, but not the two in one.
+    if columns and mesh.shape["context"] > 1:
+        found = jax.reshard(found, P(rows, _fits(mesh, ids.shape[1], "context"), "fsdp"))
     return constrain(found, "batch", "residual_length", None)
 
 
@@ -312,6 +315,41 @@ def split_rows(x: Array, parts: int) -> Array:
         return jnp.moveaxis(x.reshape(shape), 1, 0)
     rows, *rest = jax.typeof(x).sharding.spec
     return jnp.moveaxis(jax.lax.reshape(x, shape, out_sharding=P(rows, None, *rest)), 1, 0)
+
+
+def in_parts(
+    function: Callable[[Array], Array], x: Float[Array, "B T D"], most: int
+) -> Float[Array, "B T D"]:
+    """`function`, which looks at one token at a time, on parts of x along T, one after another.
+
+    Each part is computed again in the backward pass. A device has `most` tokens of a part, or more
+    where its tokens do not divide so. With `tensor`, x is one part: its result lies otherwise.
+    """
+    mesh, shape = _explicit_mesh(), x.shape
+    rows, length = (None, None) if mesh is None else tuple(jax.typeof(x).sharding.spec)[:2]
+    sizes = {} if mesh is None else mesh.shape
+    ways = _ways(length, sizes)
+    own = shape[1] // ways
+    parts = 1
+    while own % (2 * parts) == 0 and shape[0] // _ways(rows, sizes) * own > most * parts:
+        parts *= 2
+    if parts == 1 or size_of("tensor") > 1:
+        return function(x)
+
+    def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+        if mesh is None:
+            return x.reshape(shape)
+        spec = P(rows, length, *(None,) * (len(shape) - 2))
+        return jax.lax.reshape(x, shape, out_sharding=spec)
+
+    each = (shape[0], ways, own // parts, shape[2])
+
+    @jax.checkpoint
+    def part(x: Array) -> Array:
+        return reshape(function(reshape(x, (shape[0], ways * own // parts, shape[2]))), each)
+
+    x = jnp.moveaxis(reshape(x, (*each[:2], parts, *each[2:])), 2, 0)
+    return reshape(jnp.moveaxis(jax.lax.map(part, x), 0, 2), shape)
 
 
 def per_device(

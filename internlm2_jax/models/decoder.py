@@ -35,7 +35,7 @@ from internlm2_jax.models import heads, rope, stack
 from internlm2_jax.models.attention import Attention, Rotation
 from internlm2_jax.models.config import AttentionKind, Head, ModelConfig
 from internlm2_jax.models.layers import MLP, Embedding, Linear, RMSNorm, depth_std
-from internlm2_jax.models.remat import Remat
+from internlm2_jax.models.remat import Remat, repeats_mlp
 from internlm2_jax.models.remat import remat as rematerialise
 
 
@@ -75,12 +75,13 @@ class Block(nnx.Module):
         segment_ids: Array | None,
         impl: str,
         window: int | None = None,
+        frugal: bool = False,
     ) -> Float[Array, "B T D"]:
         x = self.add(x, self.attention(self.attention_norm(x), rotation, segment_ids, impl, window))
-        return self.feed_forward(x)
+        return self.feed_forward(x, frugal)
 
-    def feed_forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.add(x, self.mlp(self.mlp_norm(x)))
+    def feed_forward(self, x: Float[Array, "B T D"], frugal: bool = False) -> Array:
+        return self.add(x, self.mlp(self.mlp_norm(x), frugal))
 
     def add(self, x: Float[Array, "B T D"], branch: Float[Array, "B T D"]) -> Array:
         return x + (branch if self.scale == 1.0 else branch * self.scale)
@@ -143,7 +144,8 @@ class Decoder(nnx.Module):
 
         def body(kind: AttentionKind, x: Array, block: Block) -> Array:
             x = checkpoint_name(x, "block_input")
-            return block(x, rotation, segment_ids, impl, self.cfg.window(kind))
+            window = self.cfg.window(kind)
+            return block(x, rotation, segment_ids, impl, window, repeats_mlp(remat))
 
         steps = [rematerialise(partial(body, kind), remat) for kind in self.cfg.attention_pattern]
         return self.norm(stack.apply(steps, self.embedded(tokens), self.layers))

@@ -48,12 +48,19 @@ class Linear(nnx.Module):
         self.axes = axes
         self.inputs = inputs
 
-    def __call__(self, x: Array, out_dtype: Any = None) -> Array:
-        """x [B, T, *in] -> [B, T, *out], in x's dtype or in `out_dtype`."""
+    def in_use(self, dtype: Any) -> Array:
+        """The weight as products take it: in their dtype, gathered."""
+        return sharding.constrain(self.weight[...].astype(dtype), *self.axes)
+
+    def __call__(self, x: Array, out_dtype: Any = None, weight: Array | None = None) -> Array:
+        """x [B, T, *in] -> [B, T, *out], in x's dtype or in `out_dtype`.
+
+        `weight`: what `in_use` gave, where one weight serves several calls.
+        """
         to_residual = self.axes[self.inputs :] == ("embed",)
         length = "residual_length" if to_residual else "length"
         out_axes = ("batch", length, *self.axes[self.inputs :])
-        weight = sharding.constrain(self.weight[...].astype(x.dtype), *self.axes)
+        weight = self.in_use(x.dtype) if weight is None else weight
         y = sharding.contract(x, weight, self.inputs, out_axes, out_dtype)
         if self.bias is not None:
             y = y + sharding.constrain(self.bias[...].astype(y.dtype), *self.axes[self.inputs :])
@@ -89,7 +96,15 @@ class Embedding(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate x) * up x). In checkpoints gate, up, down are w1, w3, w2."""
+    """SwiGLU: down(silu(gate x) * up x). In checkpoints gate, up, down are w1, w3, w2.
+
+    Six arrays of the hidden width are alive in the backward pass, more than anything else of a
+    block. `frugal` takes the tokens in parts, each computed again for its gradient, so that the six
+    are of one part (a device has at most `PART` tokens of it at a time, or little more). Gradients
+    of the weights are then summed over the parts in the dtype of the products.
+    """
+
+    PART = 4096
 
     def __init__(self, key: Array, dim: int, hidden: int, std: float, down_std: float | Array):
         gate, up, down = jax.random.split(key, 3)
@@ -97,11 +112,20 @@ class MLP(nnx.Module):
         self.up = Linear(up, (dim, hidden), ("embed", "mlp"), std=std)
         self.down = Linear(down, (hidden, dim), ("mlp", "embed"), std=down_std)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], frugal: bool = False) -> Float[Array, "B T D"]:
         x = sharding.constrain(x, "batch", "length", None)
-        gate = checkpoint_name(self.gate(x), "gate")
-        up = checkpoint_name(self.up(x), "up")
-        return self.down(jax.nn.silu(gate) * up)
+        gate_in, up_in, down_in = (p.in_use(x.dtype) for p in (self.gate, self.up, self.down))
+
+        def apply(x: Array) -> Array:
+            gate = checkpoint_name(self.gate(x, weight=gate_in), "gate")
+            up = checkpoint_name(self.up(x, weight=up_in), "up")
+            return self.down(jax.nn.silu(gate) * up, weight=down_in)
+
+        if not frugal:
+            return apply(x)
+        return sharding.constrain(
+            sharding.in_parts(apply, x, self.PART), "batch", "residual_length", None
+        )
 
 
 def depth_std(std: float, layer: Array) -> Array:

@@ -26,6 +26,11 @@ _ATTENTION = ("attention_out", "attention_lse")  # of the flash kernel; others h
 _policies = jax.checkpoint_policies
 
 
+def repeats_mlp(name: Remat) -> bool:
+    """Whether the backward pass computes the MLP again, so that it may do so part by part."""
+    return name in ("save_qkv", "offload", "full")
+
+
 def remat(body: Callable[..., Any], name: Remat) -> Callable[..., Any]:
     """`body` of a scan over blocks, keeping for its gradient what the policy `name` says.
 

@@ -290,7 +290,7 @@ def test_compiled_for_a_tpu_the_keys_travel_while_products_run(monkeypatch):
         return out, vjp(dout)
 
     temporaries = []
-    for length in (8192, 16384):
+    for length in (65536, 131072):  # what is shorter stays in on-chip memory
         query, key = shape(2, length, 8, 128), shape(2, length, 2, 128)
         with jax.set_mesh(mesh):
             ids = shape(2, length, dtype=jnp.int32)
@@ -301,4 +301,5 @@ def test_compiled_for_a_tpu_the_keys_travel_while_products_run(monkeypatch):
     assert "collective-permute-start(" in text
     # In the order of the schedule, a kernel runs between the start of a transfer and its end.
     assert re.search(r"collective-permute-start\((?:(?!-done\().)*flash_gqa_\w+", text, re.DOTALL)
-    assert temporaries[1] < 2.1 * temporaries[0]
+
+    assert temporaries[1] < 2.2 * temporaries[0]  # linear in the length
