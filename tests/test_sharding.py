@@ -121,3 +121,28 @@ def test_layouts_that_do_not_divide():
     with pytest.raises(UserError, match="sequence_length: 9 does not divide over context x tensor"):
         Layout(context=2).check(**check, length=9)
     Layout(fsdp=4, tensor=2).check(**check, batch=8, length=12)
+
+
+@pytest.mark.parametrize("layout", ["", "fsdp=4,context=2", "context=8", "fsdp=2,tensor=4"])
+def test_tokens_in_parts_change_nothing(layout):
+    """A function of single tokens gives the same values and gradients on parts of their axis."""
+    x = jax.random.normal(jax.random.key(0), (4, 64, 16))
+    w = jax.random.normal(jax.random.key(1), (16, 16))
+    seen = []
+
+    def total(x, w, most):
+        def function(part):
+            seen.append(part.shape)
+            return jnp.sin(sharding.contract(part, w, 1, ("batch", "length", "norm")))
+
+        x = sharding.constrain(x, "batch", "length", None)
+        y = sharding.in_parts(function, x, most)
+        return jnp.sum(jnp.square(y)), y
+
+    with sharding.use(layout):
+        grad = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True), static_argnums=2)
+        whole, parts = (grad(x, w, most) for most in (10**6, 16))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    if "tensor" not in layout:
+        assert seen[-1][1] < 64

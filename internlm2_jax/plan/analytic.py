@@ -1,7 +1,7 @@
 """What a step should cost, from the model's sizes and the layout alone.
 
 Two uses: model FLOPs, the numerator of utilisation, which does not depend on what the compiler made
-of the program; and a check of the counts read from compiled HLO (tests/plan/test_against_hlo.py),
+of the program; and a check of the counts read from compiled HLO (tests/plan/test_steps.py),
 which are wrong in silence when a loop is missed. Search also prunes by it before it compiles.
 """
 
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 from internlm2_jax.models.config import Head, ModelConfig
+from internlm2_jax.models.layers import MLP
+from internlm2_jax.models.remat import Remat, repeats_mlp
 from internlm2_jax.sharding import Layout
 
 FP32 = 4
@@ -68,7 +70,7 @@ def train_state(cfg: ModelConfig, layout: Layout, head: Head = "lm") -> State:
     return State(params, 2 * params)
 
 
-def activations(cfg: ModelConfig, layout: Layout, remat: str, rows: int, length: int) -> float:
+def activations(cfg: ModelConfig, layout: Layout, remat: Remat, rows: int, length: int) -> float:
     """Bytes on one device that the backward pass of `rows` x `length` tokens waits for.
 
     What `remat` keeps of every block, the working set of one block, and the float32 gradient.
@@ -78,10 +80,13 @@ def activations(cfg: ModelConfig, layout: Layout, remat: str, rows: int, length:
     d, q, f = _KEPT[remat]
     # Between blocks tokens are cut over `tensor`; inside one, heads and mlp are.
     kept = (d * cfg.embed_dim + q * qkv + f * cfg.mlp_dim) / layout.tensor
-    working = (4 * cfg.embed_dim + 2 * qkv + 4 * cfg.mlp_dim) / layout.tensor + cfg.embed_dim
+    working = (4 * cfg.embed_dim + 2 * qkv) / layout.tensor + cfg.embed_dim
+    parted = repeats_mlp(remat) and layout.tensor == 1
+    inside = 4 * cfg.mlp_dim * (min(tokens, MLP.PART) if parted else tokens) / layout.tensor
     gradient = FP32 * cfg.num_params() / layout.param_ways
     gathered = 2 * width(cfg) * layer_params(cfg) / layout.tensor
-    return width(cfg) * tokens * (cfg.num_layers * kept + working) + gradient + gathered
+    of_tokens = tokens * (cfg.num_layers * kept + working) + inside
+    return width(cfg) * of_tokens + gradient + gathered
 
 
 def gathered_weights(cfg: ModelConfig, layout: Layout, passes: int = 2) -> float:

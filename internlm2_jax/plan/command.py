@@ -64,6 +64,8 @@ def plan(
     if not isinstance(pipeline, Pipeline):
         raise UserError(f"{experiment}: experiment() must return a Config of stages.Pipeline")
     names = tuple(n.strip() for n in only.split(",") if n.strip())
+    if searching:  # the experiment's own layout is for another pod
+        layout = layout or f"fsdp={pod.num_devices}"
     choice = steps.Choice(layout, remat, batch, accumulate)
     devices = devices_of(pod)
     found = planners.planned(pipeline, devices, choice, names)

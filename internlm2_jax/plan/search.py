@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from internlm2_jax.errors import UserError
+from internlm2_jax.models.remat import Remat
 from internlm2_jax.plan import analytic
 from internlm2_jax.plan.chips import Topology
 from internlm2_jax.plan.report import Plan
 from internlm2_jax.plan.steps import Choice, PlannedStep
 from internlm2_jax.sharding import Layout
 
-REMAT = ("minimal", "save_qkv", "full")
+REMAT: tuple[Remat, ...] = ("minimal", "save_qkv", "full")
 # The analytic estimate is rough: what it puts this far over the memory is not compiled.
 SLACK = 1.3
 

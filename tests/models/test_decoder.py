@@ -9,7 +9,7 @@ import pytest
 
 from internlm2_jax.errors import UserError
 from internlm2_jax.infer import cache as kv
-from internlm2_jax.models import rope
+from internlm2_jax.models import layers, rope
 from internlm2_jax.models.build import build, head_of, swap_head
 from internlm2_jax.models.config import preset
 from internlm2_jax.models.rope_scaling import DynamicNTK
@@ -190,3 +190,23 @@ def test_axes_match_shapes(model):
     assert [len(names) for names in axes] == [leaf.ndim for leaf in leaves]
     assert model.axes["layers"]["mlp"]["gate"]["weight"] == ("layer", "embed", "mlp")
     assert build(CFG) is model
+
+
+def test_a_frugal_mlp_is_the_same_mlp(monkeypatch):
+    """The MLP in parts, as under `full`, against the MLP at once, gradients and all."""
+    model = build(preset("tiny"))
+    params = model.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 64), 0, model.cfg.vocab_size)
+
+    def run(part):
+        monkeypatch.setattr(layers.MLP, "PART", part)
+
+        def loss(params):
+            return jnp.mean(jnp.square(model.logits(params, tokens, remat="full")))
+
+        scans = str(jax.make_jaxpr(loss)(params)).count("scan[")
+        return scans, jax.jit(jax.value_and_grad(loss))(params)
+
+    (one, whole), (two, parts) = run(10**6), run(8)
+    assert two > one
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), whole, parts)
