@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from internlm2_jax.errors import UserError
 
@@ -61,3 +63,25 @@ def _tpu_chips(environment: Mapping[str, str]) -> bool:
         return False
     devices = Path("/dev")
     return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+
+
+# ------------------------------------------------------------- agreement between the processes
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files."""
+    return jax.process_index() == 0
+
+
+def from_first(value: int) -> int:
+    """The first process's `value`, everywhere."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def all_agree(holds: bool) -> bool:
+    """Whether `holds` in every process."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(multihost_utils.process_allgather(np.array(holds)).all())

@@ -200,6 +200,21 @@ def place(params: Any, axes: Any) -> Any:
     return params if mesh.empty else jax.device_put(params, shardings(axes, mesh))
 
 
+def abstract(params: Any, axes: Any) -> Any:
+    """ShapeDtypeStruct of every parameter, as it rests on the mesh in use; to restore it there.
+
+    `params` are arrays or ShapeDtypeStruct; what they say of a mesh does not count.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        params,
+        shardings(axes, mesh),
+    )
+
+
 def place_rows(batch: Any) -> Any:
     """A batch of [B, T] host arrays on the mesh in use, in zig-zag order when `context` cuts rows.
 

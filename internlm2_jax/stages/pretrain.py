@@ -30,11 +30,17 @@ from internlm2_jax.evals.perplexity import unigram_baseline
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.remat import Remat
+from internlm2_jax.plan.analytic import train_flops
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import save_model_json
+from internlm2_jax.train.faults import Recovery
 from internlm2_jax.train.loop import fit
 from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
+from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
+
+
+THRICE = Recovery(max_rollbacks=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +95,8 @@ def pretrain(
     validation_tokens: int = 32768,
     validate_every: int = 200,
     checkpoint_every: int = 200,
+    keep_checkpoints_every: int = 0,
+    recovery: Recovery = THRICE,
     log_every: int = 10,
 ) -> None:
     """Trains `model` through `phases` and leaves checkpoints, metrics and result.json in `folder`.
@@ -96,7 +104,8 @@ def pretrain(
     `tokenizer`, `corpus` and `instructions` are the folders of those stages. `validation_tokens`
     counts per source. The checkpoint's model.json carries the last phase's RoPE base and length.
     `layout` is the mesh (sharding.py), empty for one device; `remat` what a block keeps for its
-    gradient (models/remat.py).
+    gradient (models/remat.py). Two checkpoints stay, those
+    of phase ends, and every `keep_checkpoints_every` steps; `recovery`: train/faults.py.
     """
     # ------------------------------------------------------------------ data
     tokenizer, corpus, instructions = Path(tokenizer), Path(corpus), Path(instructions)
@@ -162,12 +171,20 @@ def pretrain(
     measures = [evaluate_loss(m) for m in models]
 
     # -------------------------------------------------------------- training
-    def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def batch(step: int, skipped: int) -> Any:
         i = bisect.bisect_right(ends, step)
-        phase, first = phases[i], ends[i] - phases[i].steps
-        state, measured = steps[i](state, sharding.place_rows(batches[i](step - first)))
-        values = {**measured, "phase": phase.name, "learning_rate": float(schedule(step))}
-        return state, values
+        first = ends[i] - phases[i].steps
+        return sharding.place_rows(batches[i](step - first + skipped))
+
+    def train(step: int, state: dict[str, Any], rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        i = bisect.bisect_right(ends, step)
+        state, measured = steps[i](state, rows)
+        return state, {**measured, "phase": phases[i].name, "learning_rate": schedule(step)}
+
+    def work(step: int) -> Work:
+        i = bisect.bisect_right(ends, step)
+        tokens = phases[i].batch_size * phases[i].sequence_length
+        return Work(tokens, tokens * train_flops(models[i].cfg, phases[i].sequence_length))
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         i = bisect.bisect_right(ends, done - 1)
@@ -186,12 +203,16 @@ def pretrain(
             train,
             steps=ends[-1],
             label="pretrain",
+            batch=batch,
+            work=work,
             shown=("loss", "phase"),
             log_every=log_every,
             validate=validate,
             validate_every=validate_every,
             checkpoint_every=checkpoint_every,
+            keep_every=keep_checkpoints_every,
             milestones=ends,
+            recovery=recovery,
         )
         final = validate(ends[-1], state)
 

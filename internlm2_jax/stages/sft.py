@@ -11,10 +11,12 @@ from internlm2_jax.data.packing import ExampleSource
 from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.models.remat import Remat
+from internlm2_jax.plan.analytic import train_flops
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import load_model, save_model_json
 from internlm2_jax.train.loop import fit
 from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
+from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
 
@@ -67,13 +69,14 @@ def sft(
     step_fn = make_train_step(language_model_loss(model, remat=remat), optimizer)
     measure = evaluate_loss(model)
 
-    def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        state, values = step_fn(state, sharding.place_rows(batches(step)))
-        return state, {**values, "learning_rate": float(schedule(step))}
+    def train(step: int, state: dict[str, Any], rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        state, values = step_fn(state, rows)
+        return state, {**values, "learning_rate": schedule(step)}
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         return {"loss": measure(state["params"], map(sharding.place_rows, rows))}
 
+    tokens = batch_size * row_length
     with sharding.use(layout):
         state = fit(
             folder,
@@ -81,6 +84,8 @@ def sft(
             train,
             steps=steps,
             label="sft",
+            batch=lambda step, skipped: sharding.place_rows(batches(step + skipped)),
+            work=lambda step: Work(tokens, tokens * train_flops(model.cfg, row_length)),
             log_every=log_every,
             validate=validate,
             validate_every=validate_every,

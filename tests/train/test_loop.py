@@ -32,10 +32,13 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the loop may catch it."""
 
 
-def train(step, state, *, killed_at=None):
+def batch(step, skipped):
+    return np.random.default_rng(step + skipped).normal(size=(8, 4)).astype(np.float32)
+
+
+def train(step, state, batch, *, killed_at=None):
     if step == killed_at:
         raise Killed
-    batch = np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)
     state, values = STEP(state, batch)
     return state, {**values, "samples": [{"text": f"step {step}"}] if step % 4 == 0 else []}
 
@@ -44,8 +47,9 @@ def run(folder, killed_at=None, **options):
     return fit(
         folder,
         initial(),
-        lambda step, state: train(step, state, killed_at=killed_at),
+        lambda step, state, batch: train(step, state, batch, killed_at=killed_at),
         **{
+            "batch": batch,
             "steps": STEPS,
             "label": "test",
             "log_every": 2,
@@ -101,7 +105,7 @@ def test_milestones_are_validated_and_saved(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    def broken(step, state):
+    def broken(step, state, batch):
         return state, {"loss": np.float32("nan")}
 
     with pytest.raises(UserError, match="loss is nan after step 1; lower the learning rate"):

@@ -42,8 +42,9 @@ def batch(step):
 
 with sharding.use(layout):
     params = sharding.create(model.init, model.axes, jax.random.key(0))
-    train = lambda step, state: step_fn(state, sharding.place_rows(batch(step)))
+    train = lambda step, state, rows: step_fn(state, rows)
     fit(folder, init_state(params, tx), train,
+        batch=lambda step, skipped: sharding.place_rows(batch(step + skipped)),
         steps=steps, label="test", log_every=1, checkpoint_every=3)
 print("process", jax.process_index(), "of", jax.process_count(), "ends")
 """
