@@ -39,7 +39,6 @@ from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
 from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
-
 THRICE = Recovery(max_rollbacks=3)
 
 
