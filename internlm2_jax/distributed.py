@@ -12,7 +12,7 @@ With none of them a run is one process.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
 
     Errors: UserError when only some of the variables are set, or one is no number.
     """
+    if jax.distributed.is_initialized():
+        return
     if kind := cluster(environment):
         jax.distributed.initialize(**(_by_hand(environment) if kind == "by hand" else {}))
 
@@ -78,6 +80,30 @@ def from_first(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def first_alone(work: Callable[[], None]) -> None:
+    """Runs `work` in the first process while the others wait; when it fails, all of them end.
+
+    Errors: what `work` raises; in the other processes UserError.
+    """
+    error: Exception | None = None
+    if is_first():
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+    ended_well = from_first(int(error is None))
+    if error is not None:
+        raise error
+    if not ended_well:
+        raise UserError("the first process of this run has failed; its message says why")
+
+
+def collective(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a stage that all processes carry out together; other stages are the first one's."""
+    stage.collective = True  # type: ignore[attr-defined]
+    return stage
 
 
 def all_agree(holds: bool) -> bool:

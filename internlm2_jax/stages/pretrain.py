@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from internlm2_jax import files, sharding
+from internlm2_jax import distributed, files, sharding
 from internlm2_jax.data import documents, mixture
 from internlm2_jax.data.manifest import load_split
 from internlm2_jax.data.packing import PackedSource
@@ -76,6 +76,7 @@ class Phase:
         return self.steps * self.batch_size * self.sequence_length
 
 
+@distributed.collective
 def pretrain(
     folder: Path,
     *,
@@ -216,6 +217,8 @@ def pretrain(
         final = validate(ends[-1], state)
 
     # --------------------------------------------------------------- results
+    if not distributed.is_first():
+        return
     save_model_json(folder, models[-1].cfg, "lm")
     rows = files.read_jsonl(folder / "metrics.jsonl")
     baseline = unigram_baseline(

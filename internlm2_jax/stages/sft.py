@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from internlm2_jax import files, sharding
+from internlm2_jax import distributed, files, sharding
 from internlm2_jax.data import chat
 from internlm2_jax.data.packing import ExampleSource
 from internlm2_jax.data.pipeline import Batches
@@ -26,6 +26,7 @@ def conversations(path: Path, vocabulary: Tokenizer, row_length: int) -> Example
     return ExampleSource([(r.ids, r.loss_mask) for r in rendered], row_length)
 
 
+@distributed.collective
 def sft(
     folder: Path,
     *,
@@ -60,7 +61,8 @@ def sft(
     fixed = Batches({"sft": held_out}, {"sft": 1.0}, batch_size=batch_size, seed=seed)
     rows = [fixed(i) for i in range(validation_batches)]
 
-    model, params = load_model(base)
+    with sharding.use(layout):
+        model, params = load_model(base)
     sharding.Layout.parse(layout).check(model.axes, model.abstract, batch=batch_size)
     schedule = optimizers.warmup_cosine(
         learning_rate, steps, warmup=warmup, final_ratio=final_ratio
@@ -80,7 +82,7 @@ def sft(
     with sharding.use(layout):
         state = fit(
             folder,
-            init_state(sharding.place(params, model.axes), optimizer),
+            init_state(params, optimizer),
             train,
             steps=steps,
             label="sft",
@@ -92,6 +94,8 @@ def sft(
             checkpoint_every=checkpoint_every,
         )
         final = validate(steps, state)
+    if not distributed.is_first():
+        return
     save_model_json(folder, model.cfg, "lm")
     files.write_json(
         folder / "result.json",

@@ -79,6 +79,11 @@ def fit(
     the disk is full or gone; Preempted after a SIGTERM, when all is saved.
     """
     # ---------------------------------------------------------------- resume
+    if jax.process_count() > 1 and jax.sharding.get_mesh().empty:
+        raise UserError(
+            f"{label} has no layout, so it trains on one device: run this stage in one process, or "
+            "give it a layout of all devices"
+        )
     folder = Path(folder)
     asked = session.current()
     settings = folder / "settings.json"
