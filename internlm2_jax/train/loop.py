@@ -100,6 +100,7 @@ def fit(
     for log in (metrics, samples, speeds):
         log.rewind(step)
 
+    compiled_at = {step, *milestones}  # steps that begin with a compilation, which no rate counts
     clock = Clock()
     speed = Speed(clock, work)
     measured: deque[tuple[int, dict[str, Any]]] = deque()  # steps done, what the last measured
@@ -137,14 +138,18 @@ def fit(
                     values = jax.device_get(values)  # waits until that step has ended
                 if reason := judge.judge(values):
                     return done, reason
-                speed.count(done - 1)
+                if done - 1 in compiled_at:
+                    speed.reset()
+                else:
+                    speed.count(done - 1)
                 for row in values.pop("samples", ()):
                     write(samples, done, **row)
                 fast: dict[str, Any] = {}
                 if is_mark(done) or done % log_every == 0:
                     write(metrics, done, split="train", **values)
-                    write(speeds, done, **(row := speed.row()))
-                    fast = {k: row[n] for k, n in _FAST.items() if n in row}
+                    if row := speed.row():
+                        write(speeds, done, **row)
+                        fast = {k: row[n] for k, n in _FAST.items() if n in row}
                 progress.update(1, **{k: _plain(values[k]) for k in shown if k in values}, **fast)
             return None
 

@@ -50,7 +50,9 @@ class Speed:
             self._tokens, self._flops = self._tokens + tokens, self._flops + flops
 
     def row(self) -> dict[str, float]:
-        """The means over the steps since the last row."""
+        """The means over the steps since the last row; empty when there were none."""
+        if not self._steps:
+            return {}
         now, before = self._clock.seconds, self._before
         data, step, saving = (
             now.get(phase, 0.0) - before.get(phase, 0.0) for phase in ("data", "step", "checkpoint")
@@ -58,7 +60,7 @@ class Speed:
         seconds = max(data + step, 1e-9)
         row: dict[str, float] = {
             "time": time.time(),
-            "seconds": seconds / max(self._steps, 1),
+            "seconds": seconds / self._steps,
             "data_wait": data / seconds,
             "checkpoint_seconds": saving,
         }

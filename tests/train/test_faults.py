@@ -130,7 +130,7 @@ def test_the_skips_travel_with_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "recovery", "message"),
     [
-        (range(12, 99), THRICE, "loss is nan after step 13, after 3 rollbacks; lower the"),
+        (range(12, 99), THRICE, "loss is nan after step 11, after 3 rollbacks; lower the"),
         ([2], THRICE, "loss is nan after step 3, and there is no checkpoint to go back to; lower"),
         ([12], Recovery(), "loss is nan after step 13; lower the learning rate"),
     ],
