@@ -49,7 +49,10 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
     address, *numbers = (environment.get(name) for name in BY_HAND)
     missing = [name for name in BY_HAND if name not in environment]
     if missing:
-        raise UserError(f"{', '.join(missing)} is not set; set all of {', '.join(BY_HAND)}")
+        raise UserError(
+            f"{', '.join(missing)} is not set; set all of {', '.join(BY_HAND)}, or give "
+            "--coordinator, --num-processes and --process-id"
+        )
     for name, value in zip(BY_HAND[1:], numbers, strict=True):
         if not str(value).isdecimal():
             raise UserError(f"{name} is {value!r}; it must be a number")

@@ -175,7 +175,7 @@ def fit(
             profiler.before(step + 1)
             with clock.phase("data"):
                 rows = batch(step, skips.before(step, since=last_milestone(step)))
-            with clock.phase("step"):
+            with clock.phase("step"), jax.profiler.StepTraceAnnotation(label, step_num=step + 1):
                 state, values = train(step, state, rows)
             measured.append((step + 1, values))
             step += 1
@@ -184,7 +184,8 @@ def fit(
             validating = validate_every and (mark or step % validate_every == 0)
             sampling = sample_every and (mark or step % sample_every == 0)
             saving = mark or stopping or step % checkpoint_every == 0
-            pause = validating or sampling or saving or profiler.ends(step)
+            compiled = step - 1 in compiled_at
+            pause = compiled or validating or sampling or saving or profiler.ends(step)
             bad = look(leave=0 if pause else 1)
             with clock.phase("checkpoint"):
                 checkpoints.check()
