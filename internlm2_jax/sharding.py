@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -230,6 +230,13 @@ def place_rows(batch: Any) -> Any:
         return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
 
     return jax.tree.map(put, batch)
+
+
+def fetch(arrays: Any) -> Any:
+    """A tree of arrays as numpy, whole in every process, which all must call this."""
+    if jax.process_count() == 1:
+        return jax.device_get(arrays)
+    return multihost_utils.process_allgather(arrays, tiled=True)
 
 
 # ------------------------------------------------------------------ order of a row's tokens

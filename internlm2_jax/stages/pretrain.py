@@ -27,6 +27,8 @@ from internlm2_jax.data.pipeline import Batches, first_batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
+from internlm2_jax.infer import engine
+from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.remat import Remat
@@ -98,14 +100,19 @@ def pretrain(
     keep_checkpoints_every: int = 0,
     recovery: Recovery = THRICE,
     log_every: int = 10,
+    prompts: Sequence[str] = (),
+    sample_every: int = 0,
+    sample_tokens: int = 64,
 ) -> None:
     """Trains `model` through `phases` and leaves checkpoints, metrics and result.json in `folder`.
 
     `tokenizer`, `corpus` and `instructions` are the folders of those stages. `validation_tokens`
     counts per source. The checkpoint's model.json carries the last phase's RoPE base and length.
     `layout` is the mesh (sharding.py), empty for one device; `remat` what a block keeps for its
-    gradient (models/remat.py). Two checkpoints stay, those
-    of phase ends, and every `keep_checkpoints_every` steps; `recovery`: train/faults.py.
+    gradient (models/remat.py). Two checkpoints stay, those of phase ends, and one every
+    `keep_checkpoints_every` steps; `recovery` says what becomes of a bad loss (train/faults.py).
+    `prompts` are continued greedily, by `sample_tokens` tokens, every `sample_every` steps (0: when
+    it validates), into samples.jsonl.
     """
     # ------------------------------------------------------------------ data
     tokenizer, corpus, instructions = Path(tokenizer), Path(corpus), Path(instructions)
@@ -186,6 +193,22 @@ def pretrain(
         tokens = phases[i].batch_size * phases[i].sequence_length
         return Work(tokens, tokens * train_flops(models[i].cfg, phases[i].sequence_length))
 
+    def sample(done: int, state: dict[str, Any]) -> list[dict[str, Any]]:
+        i = bisect.bisect_right(ends, done - 1)
+        out = engine.generate(
+            models[i],
+            state["params"],
+            [[vocabulary.bos_id, *vocabulary.encode(prompt)] for prompt in prompts],
+            max_new_tokens=sample_tokens,
+            sampling=Sampling(temperature=0.0),
+            stop_ids=(vocabulary.eos_id,),
+        )
+        responses = [vocabulary.decode(tokens) for tokens in out.tokens]
+        return [
+            {"phase": phases[i].name, "prompt": prompt, "response": response}
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         i = bisect.bisect_right(ends, done - 1)
         rows = held_out[phases[i].sequence_length]
@@ -209,6 +232,8 @@ def pretrain(
             log_every=log_every,
             validate=validate,
             validate_every=validate_every,
+            sample=sample if prompts else None,
+            sample_every=sample_every or validate_every,
             checkpoint_every=checkpoint_every,
             keep_every=keep_checkpoints_every,
             milestones=ends,
