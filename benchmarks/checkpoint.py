@@ -3,7 +3,7 @@
     python benchmarks/checkpoint.py                     # 1 GiB of state
     python benchmarks/checkpoint.py --gib 0.25 --folder /mnt/disk
 
-Every figure is the median of `--repeats`, the formats taken in turn on the same random tree: float32
+Every figure is the median of `--repeats`, the formats taken in turn on the same tree: float32
 parameters and the two moments of AdamW. Files are flushed to the disk inside the measured time on
 both sides, and dropped from the page cache before they are read. A save blocks the loop until the
 arrays are in the host's memory; the share is of a training step of the same model, measured in the
@@ -12,15 +12,15 @@ same run while no save is under way.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import jax
@@ -37,10 +37,9 @@ from internlm2_jax.train.step import init_state, make_train_step
 
 def model_of(gib: float) -> ModelConfig:
     """A decoder whose float32 parameters and moments take about `gib` GiB."""
-    cfg = dataclasses.replace(
-        preset("demo"), embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64
-    )
-    cfg = dataclasses.replace(cfg, mlp_dim=2048, vocab_size=16384, num_layers=1)
+    heads = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 64}
+    sizes = {"embed_dim": 512, "mlp_dim": 2048, "vocab_size": 16384}
+    cfg = dataclasses.replace(preset("demo"), **heads, **sizes, num_layers=1)
     one, two = (dataclasses.replace(cfg, num_layers=n).num_params() for n in (1, 2))
     layers = max(1, round((gib * 2**30 / 12 - one) / (two - one)) + 1)
     return dataclasses.replace(cfg, num_layers=layers)
@@ -54,12 +53,6 @@ def flush(folder: Path) -> None:
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(descriptor)
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 @click.command()
@@ -89,62 +82,53 @@ def main(gib: float, rows: int, length: int, repeats: int, folder: Path | None) 
     print(f"{device}, {cfg.num_params():,} parameters, {size / 2**30:.2f} GiB of state")
 
     work = Path(tempfile.mkdtemp(dir=folder))
+    path = work / "model.safetensors"
     times: dict[str, list[float]] = {}
 
-    def note(name: str, value: float) -> None:
-        times.setdefault(name, []).append(value)
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        times.setdefault(name, []).append(time.perf_counter() - start)
 
     try:
         # ------------------------------------------------------------- against safetensors
         for number in range(1, repeats + 1):
             with Checkpoints(work, Retention(1)) as checkpoints:
-                start = time.perf_counter()
-                checkpoints.save(number, state)
-                checkpoints.wait()
+                with timed("checkpoint save"):
+                    checkpoints.save(number, state)
+                    checkpoints.wait()
+                    flush(work)
+                with timed("checkpoint restore"):
+                    jax.block_until_ready(checkpoints.restore_latest(state)[1])
+            with timed("safetensors save"):
+                leaves = jax.tree_util.tree_leaves_with_path(state)
+                save_file({jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}, path)
                 flush(work)
-                note("checkpoint save", time.perf_counter() - start)
-                note("checkpoint restore", seconds(lambda: _ready(checkpoints, state)))
-            path = work / "model.safetensors"
-            start = time.perf_counter()
-            leaves = jax.tree_util.tree_leaves_with_path(state)
-            save_file({jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}, path)
-            flush(work)
-            note("safetensors save", time.perf_counter() - start)
-            note("safetensors load", seconds(lambda: _read(path)))
+            with timed("safetensors load"):
+                jax.block_until_ready(jax.device_put(load_file(path)))
         # ------------------------------------------------------------------ blocking share
-        checkpoints = Checkpoints(work, Retention(1))
-        for number in range(repeats + 1, 2 * repeats + 1):
-
-            def train() -> None:
-                nonlocal state
-                state, _ = step(state, batch)
-                jax.block_until_ready(state)
-
-            note("step", seconds(train))
-            saving = state
-            note("blocks", seconds(lambda: checkpoints.save(number, saving)))
-            del saving
-            note("step while saving", seconds(train))
-            checkpoints.wait()
-        checkpoints.close()
+        with Checkpoints(work, Retention(1)) as checkpoints:
+            for number in range(repeats + 1, 2 * repeats + 1):
+                with timed("step"):
+                    state, _ = step(state, batch)
+                    jax.block_until_ready(state)
+                with timed("blocks"):
+                    checkpoints.save(number, state)
+                with timed("step while saving"):
+                    state, _ = step(state, batch)
+                    jax.block_until_ready(state)
+                checkpoints.wait()
     finally:
         shutil.rmtree(work)
     median = {name: statistics.median(values) for name, values in times.items()}
     for name in ("checkpoint save", "safetensors save", "checkpoint restore", "safetensors load"):
         print(f"{name:20} {size / 1e9 / median[name]:6.2f} GB/s")
+    share = median["blocks"] / median["step"]
     print(
-        f"a save blocks for {median['blocks']:.3f} s: {median['blocks'] / median['step']:.1%} of a "
-        f"step of {median['step']:.2f} s; the step beside it takes {median['step while saving']:.2f} s"
+        f"a save blocks for {median['blocks']:.3f} s, {share:.1%} of a step of "
+        f"{median['step']:.2f} s; the step beside it takes {median['step while saving']:.2f} s"
     )
-
-
-def _ready(checkpoints: Checkpoints, state: Any) -> None:
-    jax.block_until_ready(checkpoints.restore_latest(state)[1])
-
-
-def _read(path: Path) -> None:
-    """All tensors in memory of their own."""
-    jax.block_until_ready(jax.device_put(load_file(path)))
 
 
 if __name__ == "__main__":
