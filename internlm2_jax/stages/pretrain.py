@@ -41,9 +41,6 @@ from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
 from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
-THRICE = Recovery(max_rollbacks=3)
-
-
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """One phase of pre-training.
@@ -98,7 +95,9 @@ def pretrain(
     validate_every: int = 200,
     checkpoint_every: int = 200,
     keep_checkpoints_every: int = 0,
-    recovery: Recovery = THRICE,
+    max_rollbacks: int = 3,
+    loss_spike: float = 0.0,
+    spike_window: int = 128,
     log_every: int = 10,
     prompts: Sequence[str] = (),
     sample_every: int = 0,
@@ -110,7 +109,8 @@ def pretrain(
     counts per source. The checkpoint's model.json carries the last phase's RoPE base and length.
     `layout` is the mesh (sharding.py), empty for one device; `remat` what a block keeps for its
     gradient (models/remat.py). Two checkpoints stay, those of phase ends, and one every
-    `keep_checkpoints_every` steps; `recovery` says what becomes of a bad loss (train/faults.py).
+    `keep_checkpoints_every` steps. `max_rollbacks`, `loss_spike` and `spike_window` say what becomes
+    of a bad loss (`Recovery` in train/faults.py).
     `prompts` are continued greedily, by `sample_tokens` tokens, every `sample_every` steps (0: when
     it validates), into samples.jsonl.
     """
@@ -237,7 +237,7 @@ def pretrain(
             checkpoint_every=checkpoint_every,
             keep_every=keep_checkpoints_every,
             milestones=ends,
-            recovery=recovery,
+            recovery=Recovery(max_rollbacks, loss_spike, spike_window),
         )
         final = validate(ends[-1], state)
 
