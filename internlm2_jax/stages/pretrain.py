@@ -41,6 +41,7 @@ from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
 from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
+
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """One phase of pre-training.
@@ -109,8 +110,8 @@ def pretrain(
     counts per source. The checkpoint's model.json carries the last phase's RoPE base and length.
     `layout` is the mesh (sharding.py), empty for one device; `remat` what a block keeps for its
     gradient (models/remat.py). Two checkpoints stay, those of phase ends, and one every
-    `keep_checkpoints_every` steps. `max_rollbacks`, `loss_spike` and `spike_window` say what becomes
-    of a bad loss (`Recovery` in train/faults.py).
+    `keep_checkpoints_every` steps. `max_rollbacks`, `loss_spike` and `spike_window` say what
+    becomes of a bad loss (`Recovery` in train/faults.py).
     `prompts` are continued greedily, by `sample_tokens` tokens, every `sample_every` steps (0: when
     it validates), into samples.jsonl.
     """

@@ -91,6 +91,8 @@ def fit(
     checkpoints = Checkpoints(folder, Retention(keep, keep_every, milestones))
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     step, state, record = checkpoints.restore_latest(state)
+    # Restored arrays are committed to their devices, fresh ones are not: one kind, one compilation.
+    state = jax.tree.map(lambda x: jax.device_put(x, x.sharding), state)
     _refuse_other(made_by, record, checkpoints)
     skips = Skips(folder, record.get("skips", ()))
     judge = LossWatch(recovery, record.get("losses", ()))

@@ -25,7 +25,7 @@ STEP = make_train_step(loss_fn, OPTIMIZER)
 
 
 def initial():
-    return init_state({"w": jnp.full((4,), 0.5)}, OPTIMIZER)
+    return init_state({"w": jnp.full((4,), 0.5, jnp.float32)}, OPTIMIZER)
 
 
 class Killed(BaseException):
@@ -110,3 +110,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(UserError, match="loss is nan after step 1; lower the learning rate"):
         fit(tmp_path, initial(), broken, steps=3, label="test")
+
+
+def test_a_step_is_compiled_once(tmp_path):
+    """A restored part of the state beside a fresh one, as in SFT; then a resumed run."""
+    step = make_train_step(loss_fn, OPTIMIZER)
+    state = initial()
+    state["params"] = jax.device_put(state["params"], jax.devices()[0])
+    train = lambda number, state, rows: step(state, rows)  # noqa: E731
+    options = {"label": "test", "batch": batch, "checkpoint_every": 2}
+    fit(tmp_path, state, train, steps=4, **options)
+    fit(tmp_path, initial(), train, steps=6, **options)
+    assert step._cache_size() == 1
