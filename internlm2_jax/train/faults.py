@@ -150,8 +150,8 @@ class StopSignal:
         self._came = True
 
     def __call__(self) -> bool:
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(next(_calls))
+        if jax.process_count() > 1:  # true once only: another fault may keep the loop from it
+            self._came |= multihost_utils.reached_preemption_sync_point(next(_calls))
         return self._came
 
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from trainer import ROOT, ended, start
+from trainer import ROOT, end_all, ended, start
 
 from internlm2_jax.errors import RESTART
 
@@ -22,6 +22,15 @@ SETTINGS = {
     "pretrain.checkpoint_every": "50",
     "pretrain.log_every": "1",
 }
+
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays():
+    yield
+    end_all()
 
 
 def command(run: Path, corpus: Path, verb: str, stages: str, *more: str) -> list[str]:

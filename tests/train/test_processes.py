@@ -8,9 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainer import ended, start, trainer
+from trainer import end_all, ended, start, trainer
 
 from internlm2_jax.train.checkpoint import whole_steps
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays():
+    yield
+    end_all()
 
 
 def losses(folder: Path) -> list[float]:

@@ -75,6 +75,17 @@ def main(folder: str, layout: str, steps: str, killed_at: str = "-1") -> None:
     print("process", jax.process_index(), "of", jax.process_count(), "ends in", digest.hexdigest())
 
 
+STARTED: list[subprocess.Popen] = []
+
+
+def end_all() -> None:
+    """Ends what a test that failed has left running."""
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(command: list[str], processes: int, devices: int, **more: str) -> list[subprocess.Popen]:
     """`command` in so many processes, which share `devices` devices of the CPU."""
     with socket.socket() as free:
@@ -86,7 +97,7 @@ def start(command: list[str], processes: int, devices: int, **more: str) -> list
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": str(processes),
     }
-    return [
+    running = [
         subprocess.Popen(
             command,
             env=environment | (joined | {"JAX_PROCESS_ID": str(i)} if processes > 1 else {}),
@@ -97,6 +108,8 @@ def start(command: list[str], processes: int, devices: int, **more: str) -> list
         )
         for i in range(processes)
     ]
+    STARTED.extend(running)
+    return running
 
 
 def ended(running: list[subprocess.Popen], status: int = 0) -> list[str]:
