@@ -1,4 +1,4 @@
-"""The `internlm2` command: run, plan, report, diff, generate, convert."""
+"""The `internlm2` command: run, train, plan, report, diff, generate, convert."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from internlm2_jax import __version__, config, files
-from internlm2_jax.errors import UserError
+from internlm2_jax.errors import RESTART, Preempted, UserError
 from internlm2_jax.plan.command import plan
 
 RUN_FILES = ("model.json", "pipeline.json")  # one of them marks a stage or a run
@@ -25,23 +26,105 @@ def cli() -> None:
     """From raw files to an aligned, evaluated language model, in JAX."""
 
 
+def _of_experiments(command: Callable) -> Callable:
+    """What `run` and `train` both take."""
+    for option in reversed(
+        [
+            click.argument("experiment", type=click.Path(path_type=Path)),
+            click.option(
+                "--set", "assignments", multiple=True, metavar="A.B=C", help="Override one field."
+            ),
+            click.option(
+                "--overrides",
+                type=click.Path(path_type=Path),
+                help="A file with one A.B=C a line, as `internlm2 plan --search` writes; --set "
+                "comes after it.",
+            ),
+            click.option("--seed", type=int, help="Short for --set seed=N."),
+            click.option(
+                "--corpus",
+                type=click.Path(path_type=Path),
+                help="A folder of your own documents.",
+            ),
+            click.option("--only", default="", metavar="STAGE,...", help="Run these stages only."),
+            click.option("--from", "start", metavar="STAGE", help="Run this stage and later ones."),
+            click.option(
+                "--redo", is_flag=True, help="Repeat the selected stages even if they are done."
+            ),
+            click.option(
+                "--run-dir",
+                type=click.Path(path_type=Path),
+                help="Default: runs/NAME[,overrides].",
+            ),
+            click.option("--tiny", is_flag=True, help="The small twin, for a first look."),
+            click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
-@click.option("--set", "assignments", multiple=True, metavar="A.B=C", help="Override one field.")
+@_of_experiments
+def run(**given: Any) -> None:
+    """Run EXPERIMENT (a Python file). The same command again continues where it stopped."""
+    _run(**given)
+
+
+@cli.command()
+@_of_experiments
+@click.option("--coordinator", metavar="HOST:PORT", help="Address of the first of the processes.")
+@click.option("--num-processes", type=int, help="How many there are.")
+@click.option("--process-id", type=int, help="Which of them this is, from 0.")
+@click.option("--profile", metavar="FIRST:STOP", help="Trace these steps, say 50:55.")
+@click.option("--tensorboard", is_flag=True, help="Write event files beside metrics.jsonl.")
+@click.option("--wandb", default="", metavar="PROJECT", help="Send metrics to Weights & Biases.")
 @click.option(
-    "--overrides",
-    type=click.Path(path_type=Path),
-    help="A file with one A.B=C a line, as `internlm2 plan --search` writes; --set comes after it.",
+    "--hang-seconds",
+    type=click.FloatRange(0),
+    default=1800.0,
+    show_default=True,
+    help="End the process when a step, a batch, a checkpoint or a validation takes longer; 0: no.",
 )
-@click.option("--seed", type=int, help="Short for --set seed=N.")
-@click.option("--corpus", type=click.Path(path_type=Path), help="A folder of your own documents.")
-@click.option("--only", default="", metavar="STAGE,...", help="Run these stages only.")
-@click.option("--from", "start", metavar="STAGE", help="Run this stage and those after it.")
-@click.option("--redo", is_flag=True, help="Repeat the selected stages even if they are done.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME[,overrides].")
-@click.option("--tiny", is_flag=True, help="The experiment's small twin, for a first look.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
-def run(
+@click.option("--hang-status", default=RESTART, show_default=True, help="Exit status of that.")
+def train(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    profile: str | None,
+    tensorboard: bool,
+    wandb: str,
+    hang_seconds: float,
+    hang_status: int,
+    **given: Any,
+) -> None:
+    """Run EXPERIMENT as something that is left alone: on one device, or as one process of many.
+
+    Every host of a TPU pod or a SLURM job runs the same command, which finds the others by itself
+    (docs/running.md); elsewhere give --coordinator, --num-processes and --process-id. Exit status
+    75 means that all is saved and the same command continues.
+    """
+    from internlm2_jax import distributed
+    from internlm2_jax.train import session
+
+    window = session.parse_window(profile) if profile else None
+    by_hand = dict(zip(distributed.BY_HAND, (coordinator, num_processes, process_id), strict=True))
+    named = {name: str(value) for name, value in by_hand.items() if value is not None}
+    if not given["dry_run"]:
+        distributed.start({**os.environ, **named})
+    with session.use(
+        session.Session(
+            profile=window,
+            tensorboard=tensorboard,
+            wandb=wandb,
+            hang_seconds=hang_seconds,
+            hang_status=hang_status,
+        )
+    ):
+        _run(**given)
+
+
+def _run(
     experiment: Path,
     assignments: tuple[str, ...],
     overrides: Path | None,
@@ -54,7 +137,6 @@ def run(
     tiny: bool,
     dry_run: bool,
 ) -> None:
-    """Run EXPERIMENT (a Python file). The same command again continues where it stopped."""
     given = [*(config.read_overrides(overrides) if overrides else []), *assignments]
     given += [f"seed={seed}"] if seed is not None else []
     given += [f"corpus={os.fspath(corpus.absolute())!r}"] if corpus is not None else []
@@ -63,6 +145,7 @@ def run(
         click.echo(config.text(resolved), nl=False)
         return
 
+    from internlm2_jax import distributed
     from internlm2_jax.stages.pipeline import Pipeline, Selection
 
     pipeline = config.build(resolved)
@@ -73,6 +156,8 @@ def run(
     _compilation_cache(folder.absolute().parent / ".compiled")
     names = tuple(n.strip() for n in only.split(",") if n.strip())
     pipeline.run(folder, Selection(names, start, redo), settings=resolved)
+    if not distributed.is_first():
+        return
     click.echo(f"run folder: {folder}")
     if (folder / "report.html").is_file():
         click.echo(f"report: {folder / 'report.html'}")
@@ -206,26 +291,35 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
 
 def _compilation_cache(folder: Path) -> None:
     """Keeps compiled steps beside the runs, so that a resumed run starts at once."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.fspath(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    import jax  # an experiment has imported it by now: its environment variables come too late
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def main() -> None:
-    """The console script: a UserError is one line and status 2, an interrupt says how to go on."""
+    """The console script: a UserError is one line and status 2, an interrupt says how to go on.
+
+    A run that was told to stop, and is saved, ends with status 75 (EX_TEMPFAIL): start it again.
+    """
     _quiet_libraries()
     try:
         cli.main(standalone_mode=False)
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except Preempted as stop:
+        click.echo(f"stopped: {stop}", err=True)
+        sys.exit(RESTART)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; the same command continues from here", err=True)
         sys.exit(130)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ With none of them a run is one process.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from internlm2_jax.errors import UserError
 
@@ -28,6 +30,8 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
 
     Errors: UserError when only some of the variables are set, or one is no number.
     """
+    if jax.distributed.is_initialized():
+        return
     if kind := cluster(environment):
         jax.distributed.initialize(**(_by_hand(environment) if kind == "by hand" else {}))
 
@@ -45,7 +49,10 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any]:
     address, *numbers = (environment.get(name) for name in BY_HAND)
     missing = [name for name in BY_HAND if name not in environment]
     if missing:
-        raise UserError(f"{', '.join(missing)} is not set; set all of {', '.join(BY_HAND)}")
+        raise UserError(
+            f"{', '.join(missing)} is not set; set all of {', '.join(BY_HAND)}, or give "
+            "--coordinator, --num-processes and --process-id"
+        )
     for name, value in zip(BY_HAND[1:], numbers, strict=True):
         if not str(value).isdecimal():
             raise UserError(f"{name} is {value!r}; it must be a number")
@@ -61,3 +68,49 @@ def _tpu_chips(environment: Mapping[str, str]) -> bool:
         return False
     devices = Path("/dev")
     return any(devices.glob("accel[0-9]*")) or any(devices.glob("vfio/[0-9]*"))
+
+
+# ------------------------------------------------------------- agreement between the processes
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files."""
+    return jax.process_index() == 0
+
+
+def from_first(value: int) -> int:
+    """The first process's `value`, everywhere."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def first_alone(work: Callable[[], None]) -> None:
+    """Runs `work` in the first process while the others wait; when it fails, all of them end.
+
+    Errors: what `work` raises; in the other processes UserError.
+    """
+    error: Exception | None = None
+    if is_first():
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+    ended_well = from_first(int(error is None))
+    if error is not None:
+        raise error
+    if not ended_well:
+        raise UserError("the first process of this run has failed; its message says why")
+
+
+def collective(stage: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a stage that all processes carry out together; other stages are the first one's."""
+    stage.collective = True  # type: ignore[attr-defined]
+    return stage
+
+
+def all_agree(holds: bool) -> bool:
+    """Whether `holds` in every process."""
+    if jax.process_count() == 1:
+        return holds
+    return bool(multihost_utils.process_allgather(np.array(holds)).all())

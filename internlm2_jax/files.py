@@ -17,31 +17,43 @@ from typing import Any
 
 import orjson
 
-from internlm2_jax.errors import UserError
+from internlm2_jax.errors import DiskError, UserError
 
 TEMPORARY_SUFFIX = ".partial"
 
 
+_DISK_ERRORS = {
+    errno.ENOSPC: "no space left on the disk; free some and run the same command again",
+    errno.EDQUOT: "disk quota exceeded; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another --run-dir",
+    errno.EACCES: "permission denied; choose another --run-dir or change its owner",
+    errno.EIO: "the disk fails (input/output error); mend it or choose another --run-dir",
+    errno.ESTALE: "its file system is gone (stale handle); mount it and run the same command again",
+    errno.ENOTDIR: "a part of the path is no folder any more; put it back or choose another",
+}
+
+
 @contextlib.contextmanager
 def explain_disk_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Turns a full, read-only or forbidden disk into a UserError that names `path`."""
-    reasons = {
-        errno.ENOSPC: "no space left on the disk; free some and run the same command again",
-        errno.EDQUOT: "disk quota exceeded; free some space and run the same command again",
-        errno.EROFS: "the file system is read-only; choose another --run-dir",
-        errno.EACCES: "permission denied; choose another --run-dir or change its owner",
-    }
+    """Turns a full, read-only, forbidden or lost disk into a DiskError that names `path`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # array_record and tensorstore report a full disk as a RuntimeError or a ValueError
-        full = "No space left on device" in str(error)
-        number = errno.ENOSPC if full else getattr(error, "errno", None)
-        if number not in reasons:
+        number = _errno(error)
+        if number not in _DISK_ERRORS:
             raise
-        raise UserError(f"cannot write {path}: {reasons[number]}") from error
+        raise DiskError(f"cannot write {path}: {_DISK_ERRORS[number]}") from error
+
+
+def _errno(error: Exception) -> int | None:
+    """The error's number; array_record and tensorstore give the text of one instead."""
+    number = getattr(error, "errno", None)
+    if number is None:
+        texts = {os.strerror(known): known for known in _DISK_ERRORS}
+        number = next((known for text, known in texts.items() if text in str(error)), None)
+    return number
 
 
 @contextlib.contextmanager

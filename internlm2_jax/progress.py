@@ -56,8 +56,16 @@ class Progress:
         elif time.monotonic() - self._last_line >= PLAIN_INTERVAL_SECONDS:
             self._line()
 
+    def back_to(self, done: int) -> None:
+        """Counts from `done` again."""
+        self._first -= self.done - done  # the rate counts the work that was lost
+        self.done = done
+        self._bar.n = done
+
     def note(self, text: str) -> None:
         """Prints a line of its own without breaking the bar."""
+        if self._silent:
+            return
         self._bar.write(f"{self.label}: {text}", file=sys.stderr)
 
     def __exit__(self, *exc: object) -> None:

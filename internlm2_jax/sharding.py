@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -206,6 +206,21 @@ def place(params: Any, axes: Any) -> Any:
     return params if mesh.empty else jax.device_put(params, shardings(axes, mesh))
 
 
+def abstract(params: Any, axes: Any) -> Any:
+    """ShapeDtypeStruct of every parameter, as it rests on the mesh in use; to restore it there.
+
+    `params` are arrays or ShapeDtypeStruct; what they say of a mesh does not count.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+        params,
+        shardings(axes, mesh),
+    )
+
+
 def place_rows(batch: Any) -> Any:
     """A batch of [B, T] host arrays on the mesh in use, in zig-zag order when `context` cuts rows.
 
@@ -221,6 +236,13 @@ def place_rows(batch: Any) -> Any:
         return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
 
     return jax.tree.map(put, batch)
+
+
+def fetch(arrays: Any) -> Any:
+    """A tree of arrays as numpy, whole in every process, which all must call this."""
+    if jax.process_count() == 1:
+        return jax.device_get(arrays)
+    return multihost_utils.process_allgather(arrays, tiled=True)
 
 
 # ------------------------------------------------------------------ order of a row's tokens

@@ -162,3 +162,33 @@ def test_overrides_from_a_file(command, tmp_path):
     status, out, _ = command("run", DEMO, "--overrides", "best", "--dry-run")
     assert status == 0
     assert "sft.steps = 7" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--profile", "5"], "--profile '5' is not of the form FIRST:STOP"),
+        (["--num-processes", "2"], "or give --coordinator, --num-processes and --process-id"),
+    ],
+)
+def test_train_flags(command, flags, message, tmp_path):
+    assert_one_line(command("train", DEMO, *flags), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_takes_what_run_takes(command):
+    status, out, _ = command("train", DEMO, "--seed", "3", "--dry-run")
+    assert status == 0
+    assert "sft.seed = 3" in out
+
+
+def test_a_preempted_run_ends_with_75(command, monkeypatch):
+    from internlm2_jax.errors import Preempted
+
+    def stops(**given):
+        raise Preempted("pretrain: told to stop after step 3 of 9; all is saved")
+
+    monkeypatch.setattr(cli, "_run", stops)
+    status, _, err = command("train", DEMO)
+    assert status == 75
+    assert err == "stopped: pretrain: told to stop after step 3 of 9; all is saved\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from internlm2_jax import files
-from internlm2_jax.errors import UserError
+from internlm2_jax.errors import DiskError, UserError
 
 
 def test_whole_file_replaces_only_when_the_body_ends_well(tmp_path):
@@ -68,3 +68,18 @@ def test_jsonl_keeps_unicode_line_separators(tmp_path):
 def test_fingerprint_sees_values_and_not_order():
     assert files.fingerprint({"a": 1, "b": 2}) == files.fingerprint({"b": 2, "a": 1})
     assert files.fingerprint({"a": 1}) != files.fingerprint({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), "its file system is gone"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "no folder any more"),
+        (ValueError("UNKNOWN: Error writing: Input/output error [source ...]"), "the disk fails"),
+    ],
+)
+def test_a_lost_disk_is_told_from_a_bug(error, message):
+    with pytest.raises(DiskError, match=message), files.explain_disk_errors("x"):
+        raise error
+    with pytest.raises(ValueError, match="a bug"), files.explain_disk_errors("x"):
+        raise ValueError("a bug")

@@ -108,7 +108,7 @@ def generate(
         stop_ids=stop_ids,
         rows=index,
     )
-    ids, logprobs, ends, finished = jax.device_get(
+    ids, logprobs, ends, finished = sharding.fetch(
         (out.tokens, out.logprobs, out.lengths, out.finished)
     )
     return Generation(
@@ -151,14 +151,14 @@ def generate_arrays(
         "greedy" if sampling.greedy else "nucleus" if sampling.top_p < 1 else "all",
         sampling.top_k,
         params,
-        jnp.asarray(tokens),
-        jnp.asarray(lengths),
+        tokens,  # numpy stays numpy: every process of a mesh gives the same
+        lengths,
         np.int32(max_new_tokens),
         np.float32(sampling.temperature),
         np.float32(sampling.top_p),
-        jnp.asarray(seed, jnp.uint32),
-        jnp.asarray(rows),
-        jnp.asarray(stops),
+        jnp.asarray(seed, jnp.uint32) if isinstance(seed, jax.Array) else np.uint32(seed),
+        rows,
+        stops,
     )
     return Responses(
         out.tokens[:, :max_new_tokens], out.logprobs[:, :max_new_tokens], out.lengths, out.finished

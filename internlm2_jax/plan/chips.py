@@ -56,6 +56,25 @@ CHIPS = {
     )
 }
 
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+}
+
+
+def of_device(kind: str) -> Chip | None:
+    """The chip that jax calls `kind` (`device.device_kind`); None when it is not in the table."""
+    return CHIPS[_KINDS[kind]] if kind in _KINDS else None
+
+
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 _SIDES = {"v4": (16, 16, 16), "v5p": (16, 16, 24)}

@@ -151,9 +151,9 @@ def classifier(
         )
 
     # -------------------------------------------------------------- training
-    def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        state, values = step_fn(state, batches(step))
-        return state, {**values, "learning_rate": float(schedule(step))}
+    def train(step: int, state: dict[str, Any], rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        state, values = step_fn(state, rows)
+        return state, {**values, "learning_rate": schedule(step)}
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         logits = score(state["params"], watched)
@@ -169,6 +169,7 @@ def classifier(
         train,
         steps=training.steps,
         label="classifier",
+        batch=lambda step, skipped: batches(step + skipped),
         shown=("loss", "accuracy"),
         log_every=training.log_every,
         validate=validate,

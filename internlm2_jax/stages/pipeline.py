@@ -4,6 +4,10 @@ A stage is a plain callable `stage(folder, **keywords)` that leaves its results 
 be called again after it was killed. Its fingerprint is the hash of its name, its keywords and the
 fingerprints of the stages whose output it reads. `done.json` is written last; a folder whose
 `done.json` carries the same fingerprint is skipped, one with another fingerprint is refused.
+
+With several processes, which share the file system, stages marked `distributed.collective` are
+carried out by all together, the others by the first alone. The first writes every file but those of
+checkpoints.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from internlm2_jax import config, files
+from internlm2_jax import config, distributed, files
 from internlm2_jax.errors import UserError
 
 Stage = Callable[..., Any]
@@ -93,19 +97,26 @@ class Pipeline:
         """
         folder = Path(folder)
         selected = selection.names(list(self.stages))
-        with _locked(folder):
-            if selection.redo:
-                for name in selected:
-                    shutil.rmtree(folder / name, ignore_errors=True)
-            for name in self.stages:
-                self._refuse_other_settings(folder, name)
-            self._write_summary(folder)
-            if settings is not None:
-                config.save(settings, folder)
+        with contextlib.ExitStack() as stack:
+
+            def prepare() -> None:
+                stack.enter_context(_locked(folder))
+                if selection.redo:
+                    for name in selected:
+                        shutil.rmtree(folder / name, ignore_errors=True)
+                for name in self.stages:
+                    self._refuse_other_settings(folder, name)
+                self._write_summary(folder)
+                if settings is not None:
+                    config.save(settings, folder)
+
+            distributed.first_alone(prepare)
+            if not distributed.is_first():
+                say = _silent
             for number, name in enumerate(selected, start=1):
                 title = f"[{number}/{len(selected)}] {name}"
                 done = folder / name / "done.json"
-                if done.is_file():
+                if distributed.from_first(done.is_file()):
                     say(f"{title}: already done ({files.read_json(done)['wall_seconds']:.0f} s)")
                     continue
                 for dependency in _inputs(self.stages[name]):
@@ -121,17 +132,16 @@ class Pipeline:
     def _run_stage(self, folder: Path, name: str) -> float:
         stage = self.stages[name]
         target = folder / name
-        files.write_json(
-            target / "settings.json",
-            {"fingerprint": self._fingerprints[name], "settings": config.describe(stage)},
-        )
+        keywords = {k: _resolve(v, folder) for k, v in stage.keywords.items()}
+        made_by = {"fingerprint": self._fingerprints[name], "settings": config.describe(stage)}
+        distributed.first_alone(lambda: files.write_json(target / "settings.json", made_by))
         with _Stopwatch(target / "elapsed.json") as watch:
-            keywords = {k: _resolve(v, folder) for k, v in stage.keywords.items()}
-            stage.func(target, **keywords)
-        files.write_json(
-            target / "done.json",
-            {"fingerprint": self._fingerprints[name], "wall_seconds": round(watch.seconds, 1)},
-        )
+            if getattr(stage.func, "collective", False):
+                stage.func(target, **keywords)
+            else:
+                distributed.first_alone(lambda: stage.func(target, **keywords))
+        done = {"fingerprint": made_by["fingerprint"], "wall_seconds": round(watch.seconds, 1)}
+        distributed.first_alone(lambda: files.write_json(target / "done.json", done))
         return watch.seconds
 
     def _refuse_other_settings(self, folder: Path, name: str) -> None:
@@ -167,6 +177,10 @@ class Pipeline:
                 "platform": f"{platform.system()} {platform.machine()}",
             },
         )
+
+
+def _silent(line: str) -> None:
+    """Of several processes one speaks."""
 
 
 def _inputs(stage: functools.partial) -> list[str]:
@@ -216,6 +230,7 @@ class _Stopwatch:
     def __init__(self, path: Path):
         self._path = path
         self._before = files.read_json(path)["seconds"] if path.is_file() else 0.0
+        self._writes = distributed.is_first()
         self._stop = threading.Event()
 
     @property
@@ -230,11 +245,14 @@ class _Stopwatch:
 
     def _tick(self) -> None:
         while not self._stop.wait(self.INTERVAL):
+            self._write()
+
+    def _write(self) -> None:
+        if self._writes:
             with contextlib.suppress(OSError, UserError):  # the stage itself reports a full disk
                 files.write_json(self._path, {"seconds": self.seconds})
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        with contextlib.suppress(OSError, UserError):
-            files.write_json(self._path, {"seconds": self.seconds})
+        self._write()

@@ -121,7 +121,7 @@ def ppo(
     fresh_head = reward_model.init(jax.random.key(seed))["head"]
 
     # ------------------------------------------------------------- iteration
-    def iterate(iteration: int, state: State) -> tuple[State, dict[str, Any]]:
+    def iterate(iteration: int, state: State, _: None) -> tuple[State, dict[str, Any]]:
         rows, ids = prompts(iteration)
         sampled = rollout.sample(
             model,

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from internlm2_jax import files, sharding
+from internlm2_jax import distributed, files, sharding
 from internlm2_jax.data import documents, mixture
 from internlm2_jax.data.manifest import load_split
 from internlm2_jax.data.packing import PackedSource
@@ -27,13 +27,18 @@ from internlm2_jax.data.pipeline import Batches, first_batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
+from internlm2_jax.infer import engine
+from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.remat import Remat
+from internlm2_jax.plan.analytic import train_flops
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import save_model_json
+from internlm2_jax.train.faults import Recovery
 from internlm2_jax.train.loop import fit
 from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
+from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
 
@@ -71,6 +76,7 @@ class Phase:
         return self.steps * self.batch_size * self.sequence_length
 
 
+@distributed.collective
 def pretrain(
     folder: Path,
     *,
@@ -89,14 +95,25 @@ def pretrain(
     validation_tokens: int = 32768,
     validate_every: int = 200,
     checkpoint_every: int = 200,
+    keep_checkpoints_every: int = 0,
+    max_rollbacks: int = 3,
+    loss_spike: float = 0.0,
+    spike_window: int = 128,
     log_every: int = 10,
+    prompts: Sequence[str] = (),
+    sample_every: int = 0,
+    sample_tokens: int = 64,
 ) -> None:
     """Trains `model` through `phases` and leaves checkpoints, metrics and result.json in `folder`.
 
     `tokenizer`, `corpus` and `instructions` are the folders of those stages. `validation_tokens`
     counts per source. The checkpoint's model.json carries the last phase's RoPE base and length.
     `layout` is the mesh (sharding.py), empty for one device; `remat` what a block keeps for its
-    gradient (models/remat.py).
+    gradient (models/remat.py). Two checkpoints stay, those of phase ends, and one every
+    `keep_checkpoints_every` steps. `max_rollbacks`, `loss_spike` and `spike_window` say what
+    becomes of a bad loss (`Recovery` in train/faults.py).
+    `prompts` are continued greedily, by `sample_tokens` tokens, every `sample_every` steps (0: when
+    it validates), into samples.jsonl.
     """
     # ------------------------------------------------------------------ data
     tokenizer, corpus, instructions = Path(tokenizer), Path(corpus), Path(instructions)
@@ -162,12 +179,36 @@ def pretrain(
     measures = [evaluate_loss(m) for m in models]
 
     # -------------------------------------------------------------- training
-    def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def batch(step: int, skipped: int) -> Any:
         i = bisect.bisect_right(ends, step)
-        phase, first = phases[i], ends[i] - phases[i].steps
-        state, measured = steps[i](state, sharding.place_rows(batches[i](step - first)))
-        values = {**measured, "phase": phase.name, "learning_rate": float(schedule(step))}
-        return state, values
+        first = ends[i] - phases[i].steps
+        return sharding.place_rows(batches[i](step - first + skipped))
+
+    def train(step: int, state: dict[str, Any], rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        i = bisect.bisect_right(ends, step)
+        state, measured = steps[i](state, rows)
+        return state, {**measured, "phase": phases[i].name, "learning_rate": schedule(step)}
+
+    def work(step: int) -> Work:
+        i = bisect.bisect_right(ends, step)
+        tokens = phases[i].batch_size * phases[i].sequence_length
+        return Work(tokens, tokens * train_flops(models[i].cfg, phases[i].sequence_length))
+
+    def sample(done: int, state: dict[str, Any]) -> list[dict[str, Any]]:
+        i = bisect.bisect_right(ends, done - 1)
+        out = engine.generate(
+            models[i],
+            state["params"],
+            [[vocabulary.bos_id, *vocabulary.encode(prompt)] for prompt in prompts],
+            max_new_tokens=sample_tokens,
+            sampling=Sampling(temperature=0.0),
+            stop_ids=(vocabulary.eos_id,),
+        )
+        responses = [vocabulary.decode(tokens) for tokens in out.tokens]
+        return [
+            {"phase": phases[i].name, "prompt": prompt, "response": response}
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         i = bisect.bisect_right(ends, done - 1)
@@ -186,16 +227,24 @@ def pretrain(
             train,
             steps=ends[-1],
             label="pretrain",
+            batch=batch,
+            work=work,
             shown=("loss", "phase"),
             log_every=log_every,
             validate=validate,
             validate_every=validate_every,
+            sample=sample if prompts else None,
+            sample_every=sample_every or validate_every,
             checkpoint_every=checkpoint_every,
+            keep_every=keep_checkpoints_every,
             milestones=ends,
+            recovery=Recovery(max_rollbacks, loss_spike, spike_window),
         )
         final = validate(ends[-1], state)
 
     # --------------------------------------------------------------- results
+    if not distributed.is_first():
+        return
     save_model_json(folder, models[-1].cfg, "lm")
     rows = files.read_jsonl(folder / "metrics.jsonl")
     baseline = unigram_baseline(

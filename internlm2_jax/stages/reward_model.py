@@ -123,9 +123,9 @@ def train_pairs(
     scorer = Scorer(model, vocabulary, training.row_length)
     watched = held_out[:: max(1, len(held_out) // 128)]
 
-    def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        state, values = step_fn(state, batches(step))
-        return state, {**values, "learning_rate": float(schedule(step))}
+    def train(step: int, state: dict[str, Any], rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        state, values = step_fn(state, rows)
+        return state, {**values, "learning_rate": schedule(step)}
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         return {"accuracy": accuracy(scorer.pairs(state["params"], watched))}
@@ -136,6 +136,7 @@ def train_pairs(
         train,
         steps=training.steps,
         label=label,
+        batch=lambda step, skipped: batches(step + skipped),
         shown=("loss", "accuracy"),
         log_every=training.log_every,
         validate=validate,

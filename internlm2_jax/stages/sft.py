@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from internlm2_jax import files, sharding
+from internlm2_jax import distributed, files, sharding
 from internlm2_jax.data import chat
 from internlm2_jax.data.packing import ExampleSource
 from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.models.remat import Remat
+from internlm2_jax.plan.analytic import train_flops
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import load_model, save_model_json
 from internlm2_jax.train.loop import fit
 from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
+from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
 
@@ -24,6 +26,7 @@ def conversations(path: Path, vocabulary: Tokenizer, row_length: int) -> Example
     return ExampleSource([(r.ids, r.loss_mask) for r in rendered], row_length)
 
 
+@distributed.collective
 def sft(
     folder: Path,
     *,
@@ -58,7 +61,8 @@ def sft(
     fixed = Batches({"sft": held_out}, {"sft": 1.0}, batch_size=batch_size, seed=seed)
     rows = [fixed(i) for i in range(validation_batches)]
 
-    model, params = load_model(base)
+    with sharding.use(layout):
+        model, params = load_model(base)
     sharding.Layout.parse(layout).check(model.axes, model.abstract, batch=batch_size)
     schedule = optimizers.warmup_cosine(
         learning_rate, steps, warmup=warmup, final_ratio=final_ratio
@@ -67,26 +71,31 @@ def sft(
     step_fn = make_train_step(language_model_loss(model, remat=remat), optimizer)
     measure = evaluate_loss(model)
 
-    def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        state, values = step_fn(state, sharding.place_rows(batches(step)))
-        return state, {**values, "learning_rate": float(schedule(step))}
+    def train(step: int, state: dict[str, Any], rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        state, values = step_fn(state, rows)
+        return state, {**values, "learning_rate": schedule(step)}
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
         return {"loss": measure(state["params"], map(sharding.place_rows, rows))}
 
+    tokens = batch_size * row_length
     with sharding.use(layout):
         state = fit(
             folder,
-            init_state(sharding.place(params, model.axes), optimizer),
+            init_state(params, optimizer),
             train,
             steps=steps,
             label="sft",
+            batch=lambda step, skipped: sharding.place_rows(batches(step + skipped)),
+            work=lambda step: Work(tokens, tokens * train_flops(model.cfg, row_length)),
             log_every=log_every,
             validate=validate,
             validate_every=validate_every,
             checkpoint_every=checkpoint_every,
         )
         final = validate(steps, state)
+    if not distributed.is_first():
+        return
     save_model_json(folder, model.cfg, "lm")
     files.write_json(
         folder / "result.json",

@@ -1,49 +1,121 @@
-"""Orbax checkpoints: atomic, retained by number, damaged ones skipped.
+"""Orbax checkpoints: asynchronous, atomic, retained by a policy, damaged ones skipped.
 
-A state is a dict whose top-level entries ("params", "opt_state", ...) are stored as items of their
-own, so that the next stage restores the parameters and leaves the optimizer on the disk.
+    checkpoints/<step>/{params, opt_state, ..., record}
+
+Every top-level entry of the state is an item of its own, so that the next stage restores the
+parameters and leaves the optimizer on the disk. `record` is JSON: what a run must know beside
+arrays (train/loop.py). A folder gets its name when it is whole, by a rename. Arrays are restored as
+the wanted shardings say, so another mesh or another number of processes can go on; the processes of
+a run share the file system.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import shutil
 import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers
 
-from internlm2_jax import files
+from internlm2_jax import distributed, files, sharding
 from internlm2_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
+RECORD = "record"
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the `newest`, all of `every` so many steps (0: none), `milestones`.
+
+    An older one is removed when a newer one is whole, not before.
+    """
+
+    newest: int = 2
+    every: int = 0
+    milestones: Collection[int] = ()
+
+    def policy(self) -> Any:
+        kept: list[Any] = [checkpoint_managers.LatestN(self.newest)]
+        if self.every:
+            kept.append(checkpoint_managers.EveryNSteps(self.every))
+        if self.milestones:
+            kept.append(checkpoint_managers.CustomSteps(sorted(self.milestones)))
+        return checkpoint_managers.AnyPreservationPolicy(kept)
 
 
 class Checkpoints:
-    """The checkpoints of one stage, in `<stage folder>/checkpoints/<step>`."""
+    """The checkpoints of one stage. Of several processes, all call every method."""
 
-    def __init__(self, stage_folder: str | Path, *, keep: int = 2):
+    def __init__(self, stage_folder: str | Path, retention: Retention = Retention()):
         self.folder = Path(stage_folder).absolute() / FOLDER
         with files.explain_disk_errors(self.folder):
             self._manager = ocp.CheckpointManager(
                 epath.Path(self.folder),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                    preservation_policy=retention.policy(),
+                    cleanup_tmp_directories=True,
+                    # Else the threads of a save wait for minutes for a folder that cannot be made.
+                    async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 ),
+                handler_registry=_handlers(),
             )
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """Writes `state` as of after `step` steps. Errors: UserError when the disk refuses."""
-        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
+    # -------------------------------------------------------------------- save
+    def save(self, step: int, state: dict[str, Any], record: Mapping[str, Any] = {}) -> None:
+        """Begins to write `state` and `record` as of after `step` steps.
+
+        Returns when the arrays are in the host's memory, so the state may be donated; a save still
+        under way is waited for. Errors: DiskError, here or from `check` and `wait`.
+        """
+        items: dict[str, Any] = {n: ocp.args.PyTreeSave(tree) for n, tree in state.items()}
+        items[RECORD] = ocp.args.JsonSave(dict(record))
+        with self._explained():
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def check(self) -> None:
+        """Raises the error of a save that has failed since; does not wait for one under way."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written. Errors: DiskError."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        with self._explained():
+            self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if exc[0] is None:
+            self.close()
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        steps = whole_steps(self.folder)
+        return self.folder / str(steps[-1]) if steps else None
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
         try:
             with files.explain_disk_errors(self.folder):
-                self._manager.save(step, args=ocp.args.Composite(**items))
+                yield
         except Exception:
-            self._discard_unfinished()
+            if distributed.is_first():
+                self._discard_unfinished()
             raise
 
     def _discard_unfinished(self) -> None:
@@ -58,36 +130,69 @@ class Checkpoints:
                 return
             time.sleep(0.2)
 
-    def restore_latest(self, state: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """(step, state) of the newest whole checkpoint; (0, `state`) when there is none.
+    # ----------------------------------------------------------------- restore
+    def restore_latest(self, state: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """(step, state, record) of the newest whole checkpoint; (0, `state`, {}) with none at all.
 
-        `state` gives shapes, dtypes and shardings. A damaged checkpoint is reported, removed, and
-        the one before it is used.
+        `state`, arrays or ShapeDtypeStruct, gives shapes, dtypes and shardings. A checkpoint that
+        one process cannot read is reported and left out by all; it is removed when an earlier one
+        was restored, because the run will come to its step again.
+
+        Errors: UserError when there are checkpoints and all of them are damaged.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-            try:
-                restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-            except Exception as error:  # orbax raises many kinds for a damaged folder
-                reason = str(error).strip().splitlines()[0][:200] or type(error).__name__
-                log.warning("checkpoint %s/%d is damaged (%s): skipped", self.folder, step, reason)
-                self._manager.delete(step)
-                continue
-            return step, dict(restored.items())
-        return 0, state
+        damaged: list[int] = []
+        while (step := distributed.from_first(self._newest_but(damaged))) >= 0:
+            restored, reason = self._try(step, abstract)
+            if distributed.all_agree(not reason):
+                for other in damaged:
+                    self._manager.delete(other)
+                return step, *restored
+            reason = reason or "another process cannot read it"
+            log.warning("checkpoint %s/%d is damaged (%s): skipped", self.folder, step, reason)
+            damaged.append(step)
+        if damaged:
+            raise UserError(
+                f"all checkpoints in {self.folder} are damaged "
+                f"({', '.join(map(str, damaged))}); remove that folder to begin again"
+            )
+        return 0, state, {}
 
-    def close(self) -> None:
-        self._manager.close()
+    def _newest_but(self, damaged: list[int]) -> int:
+        return max((s for s in whole_steps(self.folder) if s not in damaged), default=-1)
+
+    def _try(self, step: int, abstract: dict[str, Any]) -> tuple[Any, str]:
+        """((state, record), why it cannot be read)."""
+        path = self.folder / str(step)
+        try:
+            record = files.read_json(path / RECORD / "metadata")
+            state = {name: _restore(path / name, tree) for name, tree in abstract.items()}
+        except Exception as error:  # orbax raises many kinds for a damaged folder
+            return None, _first_line(error)
+        return (state, record), ""
+
+
+def _handlers() -> Any:
+    """Arrays uncompressed: weights shrink by a twelfth, at twice the time (benchmarks)."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False)
+    registry.add(None, ocp.args.PyTreeSave, arrays)
+    registry.add(None, ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    return registry
+
+
+def whole_steps(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder `checkpoints`, in order."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def latest_step(stage_folder: str | Path) -> int:
     """The newest checkpoint's step. Errors: UserError when there is none."""
     folder = Path(stage_folder) / FOLDER
-    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    steps = whole_steps(folder)
     if not steps:
         raise UserError(f"{folder} holds no checkpoint; run the stage that makes it")
-    return max(steps)
+    return steps[-1]
 
 
 def load_item(stage_folder: str | Path, item: str, abstract: Any) -> Any:
@@ -98,14 +203,27 @@ def load_item(stage_folder: str | Path, item: str, abstract: Any) -> Any:
     folder = Path(stage_folder).absolute()
     path = folder / FOLDER / str(latest_step(folder)) / item
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(epath.Path(path), abstract)
+        return _restore(path, abstract)
     except Exception as error:  # orbax raises many kinds for a damaged folder
-        reason = str(error).strip().splitlines()[0][:160] or type(error).__name__
         raise UserError(
-            f"checkpoint {path} is damaged ({reason}); make it again with "
+            f"checkpoint {path} is damaged ({_first_line(error)}); make it again with "
             f"--only {folder.name} --redo"
         ) from error
+
+
+def _restore(path: Path, abstract: Any) -> Any:
+    """The arrays of an item that this process keeps; it waits for no other process."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process{jax.process_index()}",
+    )
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        return checkpointer.restore(epath.Path(path), abstract)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
 
 
 def save_model_json(stage_folder: str | Path, cfg: Any, head: str) -> None:
@@ -116,10 +234,10 @@ def save_model_json(stage_folder: str | Path, cfg: Any, head: str) -> None:
 
 
 def load_model(stage_folder: str | Path, *, item: str = "params") -> tuple[Any, Any]:
-    """(Model, params) of a finished stage."""
+    """(Model, params) of a finished stage; the parameters rest on the mesh in use."""
     from internlm2_jax.models.build import build
     from internlm2_jax.models.config import from_json
 
     description = files.read_json(Path(stage_folder) / "model.json")
     model = build(from_json(description["config"]), head=description["head"])
-    return model, load_item(stage_folder, item, model.abstract)
+    return model, load_item(stage_folder, item, sharding.abstract(model.abstract, model.axes))

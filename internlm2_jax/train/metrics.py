@@ -32,9 +32,9 @@ class MetricsLog:
         files.write_jsonl(self.path, [row for row in rows if row["step"] <= step])
 
     def log(self, step: int, **values: Any) -> None:
-        """Appends one row; array scalars become Python numbers."""
+        """Appends one row; arrays become numbers and lists of numbers."""
         if not self._writes:
             return
-        row = {k: v.item() if hasattr(v, "item") else v for k, v in values.items()}
+        row = jax.tree.map(lambda v: v.tolist() if hasattr(v, "tolist") else v, values)
         with files.explain_disk_errors(self.path), open(self.path, "ab") as handle:
             handle.write(files.json_bytes({"step": step, **row}) + b"\n")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from internlm2_jax import sharding
+from internlm2_jax.models.build import STACKED
 
 State = dict[str, Any]
 LossFn = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
@@ -28,7 +29,8 @@ def make_train_step(
 ) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
     """Compiles `loss_fn(params, batch) -> (scalar, metrics)` with `optimizer` into one step.
 
-    The state is donated. `grad_norm` (before clipping) joins the metrics.
+    The state is donated. Joining the metrics: `grad_norm`, before clipping; and `block_norms`,
+    {"grad": ..., "param": ...} of `block_norms` below, the parameters being those before the step.
 
     Args:
       accumulate: the batch is taken in so many parts, one after another, for one update.
@@ -39,10 +41,25 @@ def make_train_step(
         (loss, metrics), grads = gradient(state["params"], batch)
         updates, opt_state = optimizer.update(grads, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **metrics}
+        norms = {"grad": block_norms(grads), "param": block_norms(state["params"])}
+        total = jnp.sqrt(sum(jnp.sum(norm**2) for norm in norms["grad"].values()))
+        metrics = {"loss": loss, "grad_norm": total, "block_norms": norms, **metrics}
         return {"params": params, "opt_state": opt_state}, metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def block_norms(tree: Any) -> dict[str, jax.Array]:
+    """Euclidean norm of each part of a tree like the parameters: a scalar, [L] for a stack."""
+
+    def squares(x: jax.Array, stacked: bool) -> jax.Array:
+        axes = tuple(range(int(stacked), x.ndim))
+        return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axes)
+
+    return {
+        name: jnp.sqrt(sum(squares(x, name in STACKED) for x in jax.tree.leaves(part)))
+        for name, part in tree.items()
+    }
 
 
 def accumulated(gradient: Callable[[Any, Any], Any], parts: int) -> Callable[[Any, Any], Any]:

@@ -25,17 +25,20 @@ STEP = make_train_step(loss_fn, OPTIMIZER)
 
 
 def initial():
-    return init_state({"w": jnp.full((4,), 0.5)}, OPTIMIZER)
+    return init_state({"w": jnp.full((4,), 0.5, jnp.float32)}, OPTIMIZER)
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the loop may catch it."""
 
 
-def train(step, state, *, killed_at=None):
+def batch(step, skipped):
+    return np.random.default_rng(step + skipped).normal(size=(8, 4)).astype(np.float32)
+
+
+def train(step, state, batch, *, killed_at=None):
     if step == killed_at:
         raise Killed
-    batch = np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)
     state, values = STEP(state, batch)
     return state, {**values, "samples": [{"text": f"step {step}"}] if step % 4 == 0 else []}
 
@@ -44,8 +47,9 @@ def run(folder, killed_at=None, **options):
     return fit(
         folder,
         initial(),
-        lambda step, state: train(step, state, killed_at=killed_at),
+        lambda step, state, batch: train(step, state, batch, killed_at=killed_at),
         **{
+            "batch": batch,
             "steps": STEPS,
             "label": "test",
             "log_every": 2,
@@ -101,8 +105,20 @@ def test_milestones_are_validated_and_saved(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    def broken(step, state):
+    def broken(step, state, batch):
         return state, {"loss": np.float32("nan")}
 
     with pytest.raises(UserError, match="loss is nan after step 1; lower the learning rate"):
         fit(tmp_path, initial(), broken, steps=3, label="test")
+
+
+def test_a_step_is_compiled_once(tmp_path):
+    """A restored part of the state beside a fresh one, as in SFT; then a resumed run."""
+    step = make_train_step(loss_fn, OPTIMIZER)
+    state = initial()
+    state["params"] = jax.device_put(state["params"], jax.devices()[0])
+    train = lambda number, state, rows: step(state, rows)  # noqa: E731
+    options = {"label": "test", "batch": batch, "checkpoint_every": 2}
+    fit(tmp_path, state, train, steps=4, **options)
+    fit(tmp_path, initial(), train, steps=6, **options)
+    assert step._cache_size() == 1
