@@ -6,40 +6,22 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
+from token_folder import write_tokens
 
 from internlm2_jax.data import mixture
 from internlm2_jax.data.manifest import TokenReader, TokenSource, open_split
 from internlm2_jax.data.pipeline import Batches
-from internlm2_jax.data.records import INDEX_SUFFIX, index_of, pack_record
 from internlm2_jax.data.windows import ShuffledWindows, WindowedSource, count_long
 from internlm2_jax.errors import UserError
-from internlm2_jax.files import write_json
 
 LENGTHS = np.random.default_rng(0).integers(2, 70, 400)
 VOCAB = int(LENGTHS.sum()) + 1
 
 
-def write(folder, lengths=LENGTHS, per_record=10, shards=3, vocab=VOCAB):
+def write(folder, lengths=LENGTHS, shards=3):
     """Documents with the tokens 0, 1, 2, ... through all of them, so that a token is a place."""
     documents = np.split(np.arange(lengths.sum()), np.cumsum(lengths)[:-1])
-    names = []
-    for shard, part in enumerate(np.array_split(np.arange(len(documents)), shards)):
-        names.append(f"train-text-{shard}.arrayrecord")
-        writer = ArrayRecordWriter(str(folder / names[-1]), "group_size:1")
-        counts = []
-        for first in range(part[0], part[-1] + 1, per_record):
-            group = documents[first : min(first + per_record, part[-1] + 1)]
-            writer.write(pack_record(group))
-            counts.append((len(group), sum(map(len, group))))
-        writer.close()
-        np.save(folder / (names[-1] + INDEX_SUFFIX), index_of(counts))
-    entry = {"shards": names, "documents": len(documents), "bytes": 0, "tokens": int(lengths.sum())}
-    write_json(
-        folder / "manifest.json",
-        {"tokenizer_sha256": "", "vocab_size": vocab, "splits": {"train": {"text": entry}}},
-    )
-    return folder
+    return write_tokens(folder, {"train": {"text": documents}}, vocab_size=VOCAB, shards=shards)
 
 
 @pytest.fixture(scope="module")
