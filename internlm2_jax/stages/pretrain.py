@@ -285,13 +285,16 @@ def pretrain(
             i, own = locate(step)
             return batches[i](own, sharding.local_rows(batches[i].size(own), devices))
 
+        def batch(step: int) -> Any:
+            i, own = locate(step)
+            return sharding.place_rows(feed(step), batches[i].size(own))
+
         with Prefetch(read, ends[-1], depth=prefetch) as feed:
 
             def train(step: int, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
                 i, own = locate(step)
                 rows = batches[i].size(own)
-                batch = sharding.place_rows(feed(step), rows)
-                state, measured = step_of(i, phases[i].parts(rows))(state, batch)
+                state, measured = step_of(i, phases[i].parts(rows))(state, batch(step))
                 return state, {
                     **by_source(measured, batches[i].names),
                     "phase": phases[i].name,

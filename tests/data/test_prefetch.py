@@ -35,6 +35,13 @@ def test_goes_on_from_any_step():
         assert [prefetch(s) for s in (40, 41, 42, 7, 8, 99, 98)] == [40, 41, 42, 7, 8, 99, 98]
 
 
+def test_other_arguments_start_anew():
+    made = []
+    with Prefetch(lambda step, skipped: made.append((step, skipped)) or step + skipped, 9) as fetch:
+        assert [fetch(2, 0), fetch(3, 0), fetch(4, 5), fetch(5, 5)] == [2, 3, 9, 10]
+    assert made.count((4, 5)) == 1
+
+
 def test_an_error_is_raised_for_its_own_step():
     def make(step):
         if step == 2:
