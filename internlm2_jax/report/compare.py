@@ -36,6 +36,7 @@ from internlm2_jax.report.training import NATS, PRETRAIN, phases
 
 _LABEL = 26  # letters that a line's name may have; longer ones are numbered
 _SETTINGS = "config.txt"
+_TITLES = {PRETRAIN: "Pre-training"}
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,13 @@ def _training(found: Sequence[Variant]) -> list[Section]:
         for title, drawn, unit in charts:
             if not drawn:
                 continue
-            ends = ", ".join(f"{line.label} {num(float(line.series.y[-1]))}" for line in drawn)
+            if title == "Batch" and len({tuple(line.series.y) for line in drawn}) == 1:
+                continue
+            ends = ", ".join(f"{line.label}: {num(float(line.series.y[-1]))}" for line in drawn)
             first = not pictures
             pictures.append(
                 svg.picture(
-                    title=f"{title}: {ends}" if len(drawn) < 4 else title,
+                    title=f"{title} at the end, {ends}" if len(drawn) < 4 else title,
                     alt=f"Line chart of {title.lower()} over steps; it ends at {ends}.",
                     source=source,
                     draw=curves.line_chart(drawn, "step", unit, spans=behind),
@@ -221,7 +224,7 @@ def _training(found: Sequence[Variant]) -> list[Section]:
         if pictures:
             blocks: list[Block] = [pictures[0]]
             blocks += [Grid(pictures[1:])] if pictures[1:] else []
-            sections.append(Section(stage, pretty(stage), DONE, "", blocks))
+            sections.append(Section(stage, _TITLES.get(stage, pretty(stage)), DONE, "", blocks))
     return sections
 
 
