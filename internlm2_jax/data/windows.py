@@ -32,6 +32,7 @@ from internlm2_jax.data.packing import (
     pack_full,
 )
 from internlm2_jax.errors import UserError
+from internlm2_jax.progress import Progress
 
 WINDOW_TOKENS = 2**22
 View = Callable[[PackableSource], PackableSource]
@@ -168,9 +169,12 @@ def count_long(reader: TokenReader, length: int, path: Path, *, writes: bool = T
             if found.shape == (len(reader.before) - 1, 2):
                 return found
     rows = []
-    for lengths, _ in reader.records():
-        long = lengths[lengths >= length]
-        rows.append((len(long), int(long.sum())))
+    records = len(reader.before) - 1
+    with Progress(f"long documents of {reader.name}", records, "record") as progress:
+        for lengths, _ in reader.records():
+            long = lengths[lengths >= length]
+            rows.append((len(long), int(long.sum())))
+            progress.update()
     counts = np.array(rows, np.int64).reshape(-1, 2)
     if writes:
         with files.whole_file(path) as temporary, open(temporary, "wb") as handle:

@@ -112,3 +112,21 @@ def test_mup_scales_hidden_matrices_alone():
             np.testing.assert_array_equal(after, before)
     names = {n.split("/", 1)[1].rsplit("/", 1)[0] for n in hidden}
     assert all(n.startswith("layers/") and n.endswith("weight") for n in hidden) and len(names) == 7
+
+
+def test_phases_may_differ_in_all_settings_and_share_their_state():
+    params = {"layers": {"q": {"weight": jnp.ones((2, 3, 3))}}}
+    grads = {"layers": {"q": {"weight": jnp.full((2, 3, 3), 0.1)}}}
+    first = optimizer.adamw(0.1, weight_decay=0.5, clip_norm=1.0)
+    second = optimizer.adamw(0.1, weight_decay=0.0, clip_norm=0.01)
+    _, state = first.update(grads, first.init(params), params)
+    _, state = second.update(grads, state, params)
+    assert jax.tree.structure(state) == jax.tree.structure(first.init(params))
+    (adam,) = [
+        s for s in jax.tree.leaves(state, is_leaf=lambda n: hasattr(n, "mu")) if hasattr(s, "mu")
+    ]
+    norm = 0.1 * 18**0.5  # of the gradient; the second step clips it to 0.01
+    assert int(adam.count) == 2
+    np.testing.assert_allclose(
+        adam.mu["layers"]["q"]["weight"], 0.9 * 0.1 * 0.1 + 0.1 * 0.1 * 0.01 / norm, rtol=1e-5
+    )
