@@ -1,6 +1,7 @@
-"""Tokens read per second of CPU: our records beside a memory map and one document a record.
+"""Tokens read per second of CPU: our records beside a memory map, torch, seqio and plain grain.
 
-    python benchmarks/token_loading.py                    # 50,000 documents of about 200 tokens
+    python benchmarks/token_loading.py                    # 500,000 documents of about 200 tokens
+    python benchmarks/token_loading.py --peers PEERS/bin/python   # see token_loading_peers.py
 
 "read" gives every document once, in random order unless it says otherwise; "packed" gives rows of
 4096 with what a training step needs (tokens, targets, segments, positions, mask), all within the
@@ -9,6 +10,8 @@ time. Peers are timed in the same run; quote the ratios.
 
 from __future__ import annotations
 
+import json
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +26,9 @@ from data_beam import cache
 from internlm2_jax.data.manifest import TokenReader, TokenSource
 from internlm2_jax.data.packing import PackedSource
 from internlm2_jax.data.pipeline import Batches
+from internlm2_jax.data.prefetch import Prefetch
 from internlm2_jax.data.records import INDEX_SUFFIX, index_of, pack_record
+from internlm2_jax.data.windows import WindowedSource
 from internlm2_jax.files import write_json
 
 VOCAB = 92_544
@@ -87,11 +92,20 @@ def our_documents(folder: Path) -> Iterator[np.ndarray]:
         yield np.array(source.doc(index))
 
 
-def our_rows(folder: Path) -> Iterator[dict[str, np.ndarray]]:
-    rows = PackedSource(TokenSource(folder, "train", "text"), ROW)
+def batches_of(rows: PackedSource | WindowedSource) -> Iterator[dict[str, np.ndarray]]:
+    """An epoch in batches of 8, made in the background as in training."""
     batches = Batches({"text": rows}, batch_size=8, seed=0)
-    for step in range(len(rows) // 8):
-        yield batches(step)
+    with Prefetch(batches, len(rows) // 8) as feed:
+        for step in range(len(rows) // 8):
+            yield feed(step)
+
+
+def our_rows(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    yield from batches_of(PackedSource(TokenSource(folder, "train", "text"), ROW))
+
+
+def our_windows(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    yield from batches_of(WindowedSource(TokenReader(folder, "train", "text"), ROW))
 
 
 def into_memory(folder: Path) -> Iterator[TokenSource]:
@@ -106,10 +120,14 @@ def cpu_seconds(make: Callable[[], Iterator]) -> float:
 
 
 @click.command()
-@click.option("--documents", default=50_000)
-@click.option("--slow-documents", default=5_000, help="For one document a record.")
-@click.option("--repeats", default=3)
-def main(documents: int, slow_documents: int, repeats: int) -> None:
+@click.option("--documents", default=500_000)
+@click.option("--slow-documents", default=5_000, help="For grain with one document a record.")
+@click.option("--seqio-documents", default=50_000, help="For seqio, which is slow too.")
+@click.option("--repeats", default=2)
+@click.option("--peers", help="The Python of an environment with torch, datasets and seqio.")
+def main(
+    documents: int, slow_documents: int, seqio_documents: int, repeats: int, peers: str | None
+) -> None:
     """Prints million tokens per CPU-second of each loader and the ratio to the memory map."""
     rng = np.random.default_rng(0)
     lengths = np.maximum(2, rng.lognormal(5, 0.8, documents).astype(int))
@@ -140,27 +158,43 @@ def main(documents: int, slow_documents: int, repeats: int) -> None:
             "grain, one document a record, packed": (few, lambda: packed_in_order(single())),
             "ours, read": (len(flat), lambda: our_documents(folder)),
             "ours, read in order by TokenReader": (len(flat), lambda: iter(reader)),
-            "ours, packed by best fit, in batches of 8": (len(flat), lambda: our_rows(folder)),
+            "ours in memory, packed by best fit": (len(flat), lambda: our_rows(folder)),
+            "ours from the disk in windows, packed": (len(flat), lambda: our_windows(folder)),
         }
         best = dict.fromkeys(loaders, float("inf"))
         for _ in range(repeats):
             for label, (_, make) in loaders.items():
                 best[label] = min(best[label], cpu_seconds(make))
+        others = {}
+        if peers:
+            np.save(folder / "ends.npy", ends)
+            script = Path(__file__).with_name("token_loading_peers.py")
+            command = [peers, str(script), str(folder), str(seqio_documents), str(repeats)]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            others = json.loads(printed.splitlines()[-1])
         sizes: dict[int, float] = {}
         for _ in range(repeats):
             for capacity in (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20):
                 other = folder / str(capacity)
                 other.mkdir(exist_ok=True)
-                write_ours(other, texts, capacity)
+                write_ours(other, texts[:50_000], capacity)
                 seconds = cpu_seconds(lambda other=other: into_memory(other))
-                sizes[capacity] = max(sizes.get(capacity, 0), len(flat) / seconds / 1e6)
-    print(f"{documents:,} documents, {len(flat):,} tokens; million tokens per CPU-second")
+                tokens = int(lengths[:50_000].sum())
+                sizes[capacity] = max(sizes.get(capacity, 0), tokens / seconds / 1e6)
+    print(
+        f"{documents:,} documents, {len(flat):,} tokens; million tokens per CPU-second, "
+        "and how much that is of the memory map's"
+    )
     for label, (count, _) in loaders.items():
         rate = count / best[label] / 1e6
         kind = "memory map, packed" if "packed" in label else "memory map, read"
         floor = loaders[kind][0] / best[kind] / 1e6
-        print(f"{label:<44}{rate:8.1f}   {rate / floor:5.2f}x of the memory map")
-    print("tokens a record, whole source into memory: " + ", ".join(
+        print(f"{label:<62}{rate:8.1f}   {rate / floor:5.2f}x")
+    for label, (count, seconds) in others.items():
+        floor = len(flat) / best["memory map, packed"]
+        rate = count / seconds
+        print(f"{label + ', packed':<62}{rate / 1e6:8.1f}   {rate / floor:5.2f}x")
+    print("tokens a record, the first 50,000 documents into memory: " + ", ".join(
         f"{capacity >> 10}k {rate:.0f}" for capacity, rate in sizes.items()
     ))  # fmt: skip
 

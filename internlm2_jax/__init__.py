@@ -9,13 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from internlm2_jax.ablation import ablate
     from internlm2_jax.config import diff, load
     from internlm2_jax.notebook import open
 
-__all__ = ["diff", "load", "open"]
+__all__ = ["ablate", "diff", "load", "open"]
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ablate": "internlm2_jax.ablation",
     "diff": "internlm2_jax.config",
     "load": "internlm2_jax.config",
     "open": "internlm2_jax.notebook",

@@ -66,6 +66,14 @@ def _of_experiments(command: Callable) -> Callable:
 
 @cli.command()
 @_of_experiments
+@click.option(
+    "--sweep",
+    "sweeps",
+    multiple=True,
+    metavar="A.B=X,Y",
+    help="Run every value (of several sweeps: every combination), and compare them on one page.",
+)
+@click.option("--seeds", default=1, show_default=True, help="With --sweep: seeds of every value.")
 def run(**given: Any) -> None:
     """Run EXPERIMENT (a Python file). The same command again continues where it stopped."""
     _run(**given)
@@ -136,10 +144,20 @@ def _run(
     run_dir: Path | None,
     tiny: bool,
     dry_run: bool,
+    sweeps: tuple[str, ...] = (),
+    seeds: int = 1,
 ) -> None:
     given = [*(config.read_overrides(overrides) if overrides else []), *assignments]
     given += [f"seed={seed}"] if seed is not None else []
     given += [f"corpus={os.fspath(corpus.absolute())!r}"] if corpus is not None else []
+    if sweeps or seeds != 1:
+        others = {"--seed": seed is not None, "--only": only, "--from": start, "--redo": redo}
+        if wrong := [
+            name for name, is_given in {**others, "--dry-run": dry_run}.items() if is_given
+        ]:
+            raise UserError(f"{wrong[0]} does not go with --sweep and --seeds; leave it out")
+        _sweep(experiment, sweeps, seeds, given, "tiny" if tiny else "experiment", run_dir)
+        return
     resolved = config.load(experiment, given, function="tiny" if tiny else "experiment")
     if dry_run:
         click.echo(config.text(resolved), nl=False)
@@ -163,16 +181,51 @@ def _run(
         click.echo(f"report: {folder / 'report.html'}")
 
 
+def _sweep(
+    experiment: Path,
+    sweeps: tuple[str, ...],
+    seeds: int,
+    given: list[str],
+    function: str,
+    run_dir: Path | None,
+) -> None:
+    from internlm2_jax import ablation
+
+    folder = run_dir or Path("runs") / default_run_name(f"{experiment.stem}-sweep", given)
+    _compilation_cache(folder.absolute().parent / ".compiled")
+    done = ablation.ablate(
+        experiment,
+        dict(map(ablation.parse_sweep, sweeps)),
+        seeds,
+        folder=folder,
+        assignments=given,
+        function=function,
+        before=lambda line: click.echo(line, err=True),
+    )
+    click.echo(done)
+    click.echo(f"report: {folder / 'comparison.html'}")
+
+
 cli.add_command(plan)
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def report(folder: Path) -> None:
-    """Write the HTML report of a run FOLDER from the files in it."""
-    from internlm2_jax import report as reports
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where the page goes. Default: report.html in the run; of several, comparison.html beside "
+    "the first.",
+)
+def report(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Write the HTML report of a run from the files in its folder; of several, their comparison."""
+    from internlm2_jax.report import compare, page
 
-    click.echo(reports.build(folder))
+    if len(folders) == 1:
+        click.echo(page.build(folders[0], out))
+    else:
+        default = folders[0].absolute().parent / "comparison.html"
+        click.echo(compare.build(folders, out or default))
 
 
 @cli.command("diff")

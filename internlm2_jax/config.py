@@ -82,17 +82,26 @@ def load(path: str | Path, assignments: Sequence[str] = (), *, function: str = "
 
     `function` may name another entry of the file, such as "tiny".
     """
-    loaded = module(path)
-    make: Callable[..., Any] | None = getattr(loaded, function, None)
+    make = _entry(path, function)
+    known = inspect.signature(make).parameters
+    given = [parse(a) for a in assignments]
+    config = make(**{name: value for name, value in given if name in known})
+    for name, value in given:
+        if name not in known:
+            override(config, name, value, macros=tuple(known))
+    return config
+
+
+def macros(path: str | Path, function: str = "experiment") -> tuple[str, ...]:
+    """The names that an entry of an experiment file takes as arguments."""
+    return tuple(inspect.signature(_entry(path, function)).parameters)
+
+
+def _entry(path: str | Path, function: str) -> Callable[..., Any]:
+    make: Callable[..., Any] | None = getattr(module(path), function, None)
     if make is None:
         raise UserError(f"{path} has no function {function}(); it offers experiment()")
-    macros = inspect.signature(make).parameters
-    given = [parse(a) for a in assignments]
-    config = make(**{name: value for name, value in given if name in macros})
-    for name, value in given:
-        if name not in macros:
-            override(config, name, value, macros=tuple(macros))
-    return config
+    return make
 
 
 def include(path: str | Path, **macros: Any) -> Any:

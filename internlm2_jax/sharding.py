@@ -221,19 +221,43 @@ def abstract(params: Any, axes: Any) -> Any:
     )
 
 
-def place_rows(batch: Any) -> Any:
-    """A batch of [B, T] host arrays on the mesh in use, in zig-zag order when `context` cuts rows.
+def local_rows(count: int, mesh: Any = None) -> slice:
+    """Which of the `count` rows of a batch the devices of this process hold.
 
-    Every process gives the whole batch, and only the rows of its own devices are moved.
+    A process may give `place_rows` these alone. `mesh` is by default the one in use.
+    """
+    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    if mesh.empty:
+        return slice(0, count)
+    at = NamedSharding(mesh, P(COMPUTE["batch"]))
+    places: Any = at.addressable_devices_indices_map((count,)).values()
+    held = [index[0].indices(count) for index in places]
+    return slice(min(start for start, _, _ in held), max(stop for _, stop, _ in held))
+
+
+def place_rows(batch: Any, count: int | None = None) -> Any:
+    """A batch of host arrays [B, T] or [B] on the mesh in use, in zig-zag order over `context`.
+
+    Args:
+      count: rows of the whole batch, of which `batch` holds `local_rows(count)`; by default the
+        batch is whole in every process. Only rows of a process's own devices are moved.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return batch
-    at, ways = rows(mesh), mesh.shape["context"]
+    ways, spec = mesh.shape["context"], rows(mesh).spec
 
     def put(x: Any) -> Array:
-        x = zigzag(x, ways) if ways > 1 else x
-        return jax.make_array_from_callback(x.shape, at, lambda index: x[index])
+        x = zigzag(x, ways) if ways > 1 and x.ndim > 1 else x
+        shape = x.shape if count is None else (count, *x.shape[1:])
+        first = 0 if count is None else local_rows(count, mesh).start
+        at = NamedSharding(mesh, P(*spec[: x.ndim]))
+
+        def part(index: Any) -> Any:
+            start, stop, _ = index[0].indices(shape[0])
+            return x[(slice(start - first, stop - first), *index[1:])]
+
+        return jax.make_array_from_callback(shape, at, part)
 
     return jax.tree.map(put, batch)
 

@@ -2,8 +2,9 @@
 
 `data_beam/cache.py` writes such a folder. `TokenSource` reads a source of a split once, in batches,
 into one flat array (two bytes a token when the vocabulary allows); from then on any document is a
-slice. `TokenReader` reads only what is asked for, through the index beside each shard. Whatever is
-missing, damaged or made with another tokenizer is found here, not in training.
+slice. `TokenReader` reads only what is asked for, through the index beside each shard. `open_split`
+takes the one or the other by a source's size. Whatever is missing, damaged or made with another
+tokenizer is found here, not in training.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class TokenReader:
     counts across documents. The record read last is kept, so reading in order decodes each once,
     while a document in a random place costs its whole record (about 0.4 ms for 64k tokens).
 
-    Attributes: `num_tokens`, `vocab_size`, `name`.
+    Attributes: `num_tokens`, `vocab_size`, `name`; `before` [records + 1, 2] int64, the documents
+    and tokens before each record, the totals last.
     """
 
     def __init__(
@@ -113,41 +115,43 @@ class TokenReader:
         # [records + 1, 2] over all shards: documents and tokens before each record.
         totals = np.cumsum([[[0, 0]], *(index[-1:] for index in indices)], axis=0)[:, 0]
         parts = [index[:-1] + total for index, total in zip(indices, totals, strict=False)]
-        self._before = np.concatenate([*parts, totals[-1:]])
+        self.before = np.concatenate([*parts, totals[-1:]])
         self._first = np.cumsum([0, *(len(part) for part in parts)])  # record of each shard
         self._readers: dict[int, Any] = {}
         self._kept: tuple[int, np.ndarray, np.ndarray] | None = None
 
     @property
     def num_tokens(self) -> int:
-        return int(self._before[-1, 1])
+        return int(self.before[-1, 1])
 
     def __len__(self) -> int:
-        return int(self._before[-1, 0])
+        return int(self.before[-1, 0])
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Tokens of a document, bos and eos included [length] uint32."""
         index = range(len(self))[index]
-        record = int(np.searchsorted(self._before[:, 0], index, side="right")) - 1
+        record = int(np.searchsorted(self.before[:, 0], index, side="right")) - 1
         ends, tokens = self._record(record)
-        at = index - int(self._before[record, 0])
+        at = index - int(self.before[record, 0])
         return tokens[ends[at - 1] if at else 0 : ends[at]]
 
     def tokens(self, start: int, end: int) -> np.ndarray:
         """Tokens [start, end) of all documents end to end."""
         start, end, _ = slice(start, end).indices(self.num_tokens)
-        first = int(np.searchsorted(self._before[:, 1], start, side="right")) - 1
+        first = int(np.searchsorted(self.before[:, 1], start, side="right")) - 1
         parts = [np.zeros(0, np.uint32)]
-        for record in range(first, len(self._before) - 1):
-            before = int(self._before[record, 1])
+        for record in range(first, len(self.before) - 1):
+            before = int(self.before[record, 1])
             if before >= end:
                 break
             parts.append(self._record(record)[1][max(start - before, 0) : end - before])
         return np.concatenate(parts)
 
-    def records(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(lengths of the documents, tokens) of every record, in order."""
-        for record in range(len(self._before) - 1):
+    def records(
+        self, first: int = 0, last: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(lengths of the documents, tokens) of records [first, last), in order."""
+        for record in range(len(self.before) - 1)[first:last]:
             ends, tokens = self._record(record)
             yield np.diff(ends, prepend=0), tokens
 
@@ -165,7 +169,7 @@ class TokenReader:
                     self._readers[number] = ArrayRecordReader(str(shard))
                 (data,) = self._readers[number].read([record - int(self._first[number])])
                 lengths, tokens = record_arrays(data)
-                expected = self._before[record + 1] - self._before[record]
+                expected = self.before[record + 1] - self.before[record]
                 if (len(lengths), len(tokens)) != tuple(expected):
                     raise ValueError("a record is not as its index says")
             except (RuntimeError, ValueError, IndexError) as error:
@@ -202,6 +206,23 @@ def load_split(
     manifest = read_manifest(folder, tokenizer_sha256=tokenizer_sha256)
     names = sorted(_entry(manifest["splits"], split, "split", Path(folder)))
     return {n: TokenSource(folder, split, n, tokenizer_sha256=tokenizer_sha256) for n in names}
+
+
+def open_split(
+    folder: str | os.PathLike,
+    split: str,
+    *,
+    in_memory: int,
+    tokenizer_sha256: str | None = None,
+) -> dict[str, TokenSource | TokenReader]:
+    """Every source of a split: in memory up to `in_memory` tokens, else read when asked for."""
+    entries = _entry(read_manifest(folder)["splits"], split, "split", Path(folder))
+    return {
+        name: (TokenSource if int(entries[name]["tokens"]) <= in_memory else TokenReader)(
+            folder, split, name, tokenizer_sha256=tokenizer_sha256
+        )
+        for name in sorted(entries)
+    }
 
 
 def _entry(entries: dict[str, Any], name: str, kind: str, folder: Path) -> Any:

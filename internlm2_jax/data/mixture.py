@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from internlm2_jax.data import packing, tasks
 from internlm2_jax.data.documents import TextDocument
-from internlm2_jax.data.packing import PackableSource
+from internlm2_jax.data.manifest import TokenReader
+from internlm2_jax.data.packing import PackableSource, PackedSource, TokenDocuments
 from internlm2_jax.data.tokenizer import Tokenizer
+from internlm2_jax.data.windows import WINDOW_TOKENS, WindowedSource, count_long
+from internlm2_jax.errors import UserError
 
-
-@dataclasses.dataclass
-class TokenDocuments:
-    """Documents end to end: tokens [all], lengths [documents]."""
-
-    tokens: np.ndarray
-    lengths: np.ndarray
+WhenShort = Literal["share", "error"]
 
 
 def encode(texts: Sequence[str], vocabulary: Tokenizer) -> TokenDocuments:
@@ -57,21 +56,124 @@ def shortened(source: PackableSource, length: int) -> TokenDocuments:
     return TokenDocuments(source.tokens[at], size)
 
 
-def view(
-    name: str, sources: Mapping[str, PackableSource], *, short_length: int, long_length: int
-) -> PackableSource | None:
-    """The source that a mixture calls `name`; None when the corpus has no such source."""
-    kind, _, base = name.rpartition("/")
-    source = sources.get(base)
-    if source is None or not len(source.lengths):
-        return None
-    if kind == "short":
-        return shortened(source, short_length)
-    return at_least(source, long_length) if kind == "long" else source
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How the documents of a source become rows.
+
+    Attributes:
+        length: tokens of a row.
+        short_length: "short/NAME" is the source NAME cut into pieces of so many transitions.
+        long_length: "long/NAME" is its documents of at least so many tokens.
+        window_tokens, windows: what of a source on the disk is packed together, and how many such
+            windows are in memory (windows.py).
+        folder: where counts of long documents are kept, by the process that `writes`.
+    """
+
+    length: int
+    short_length: int
+    long_length: int
+    window_tokens: int = WINDOW_TOKENS
+    windows: int = 16
+    folder: Path = Path()
+    writes: bool = True
+
+    def pack(
+        self, name: str, sources: Mapping[str, PackableSource | TokenReader]
+    ) -> PackedSource | WindowedSource | None:
+        """Rows of the source that a mixture calls `name`; None when there is no such source."""
+        kind, _, base = name.rpartition("/")
+        source = sources.get(base)
+        if kind not in ("", "short", "long"):
+            raise UserError(
+                f"mixture: {name!r} begins with {kind!r}; a source is NAME, short/NAME or long/NAME"
+            )
+        if isinstance(source, TokenReader):
+            return self._windowed(kind, base, source) if len(source) else None
+        if source is None or not len(source.lengths):
+            return None
+        return PackedSource(self._view(kind)(source), self.length)
+
+    def _windowed(self, kind: str, base: str, reader: TokenReader) -> WindowedSource:
+        counts, view = None, self._view(kind)
+        if kind == "long":
+            path = self.folder / f"long-{base}-{self.long_length}.npy"
+            counts = count_long(reader, self.long_length, path, writes=self.writes)
+            if not counts.any():
+                counts, view = None, self._view("")
+        return WindowedSource(
+            reader,
+            self.length,
+            window_tokens=self.window_tokens,
+            kept=self.windows,
+            view=view,
+            counts=counts,
+        )
+
+    def _view(self, kind: str) -> Callable[[PackableSource], PackableSource]:
+        return {
+            "": lambda source: source,
+            "short": lambda source: shortened(source, self.short_length),
+            "long": lambda source: at_least(source, self.long_length),
+        }[kind]
+
+
+def limited(
+    weights: Mapping[str, float],
+    rows: Mapping[str, int],
+    epochs: Mapping[str, float],
+    *,
+    total: int,
+    row_length: int,
+    when_short: WhenShort = "share",
+    label: str = "mixture",
+) -> dict[str, float]:
+    """Shares of `total` rows with no source repeated more often than its `epochs` allow.
+
+    Args:
+      weights: wanted shares, of any sum; rows: how many each source has.
+      epochs: source -> how often it may be gone through; those not named, without end.
+      when_short: what a source has too little of is taken from the others in proportion to their
+        weights ("share"), or is an error ("error").
+
+    Errors: UserError that says how many tokens are missing: of a source, or of all together.
+    """
+    for name in epochs:
+        if name not in weights:
+            raise UserError(
+                f"{label}: epochs name {name!r}, which is not in the mixture of "
+                f"{', '.join(sorted(weights))}"
+            )
+        if not epochs[name] > 0:
+            raise UserError(
+                f"{label}: epochs of {name!r} are {epochs[name]}; give a number above 0, or leave "
+                "the source out of the mixture"
+            )
+    limits = {name: int(epochs[name] * rows[name]) for name in epochs}
+    wanted = sum(weights.values())
+    shares = {name: weight / wanted for name, weight in weights.items()}
+    fixed: dict[str, float] = {}
+    while True:
+        free = {name: w for name, w in shares.items() if name not in fixed}
+        left, weight = 1 - sum(fixed.values()), sum(free.values())
+        given = {name: left * w / weight for name, w in free.items()}
+        short = [n for n in given if n in limits and given[n] * total > limits[n]]
+        if not short:
+            return fixed | given
+        missing = {n: given[n] * total - limits[n] for n in short}
+        if when_short == "error" or len(short) == len(free):
+            lacking = sum(missing.values()) * row_length
+            names = ", ".join(f"{n!r} ({epochs[n]:g} x {rows[n]} rows)" for n in short)
+            raise UserError(
+                f"{label}: {names} cannot give its share of {total} rows: {lacking:,.0f} tokens "
+                "are missing; train fewer steps, allow more epochs, or add a source"
+            )
+        # Half a row less: mixing rounds the rows of a share up.
+        fixed |= {name: max(limits[name] - 0.5, 0.0) / total for name in short}
 
 
 # ------------------------------------------------------------------ enhancement
 
+ENHANCEMENT = ("stem", "special", "selected")
 _PROSE = re.compile(r"[^\W\d_]{2,}[^\n]*[.!?:;]\s*$", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*#.*$|\"\"\"[\s\S]*?\"\"\"", re.MULTILINE)
 

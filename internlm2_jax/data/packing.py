@@ -9,12 +9,17 @@ twice and nothing is skipped.
 Pieces go, longest first, into the fullest row that still has room (best-fit decreasing; "Fewer
 Truncations Improve Language Modeling", arXiv 2404.10830): rows are nearly full and a document is
 cut only when it cannot fit any row. A row keeps `segment_ids`, so its pieces do not see each other.
+
+`pack` opens rows as it needs them. `pack_full` makes as few rows as the transitions can fill and
+cuts the few pieces that find no room: the number of rows then follows from sums alone, which is how
+rows of a corpus that nobody has read yet are counted (data/windows.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -66,9 +71,46 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
     if capacity < 1:
         raise UserError(f"row_length is {capacity}; it must be at least 1")
     doc, start, length = cut(np.asarray(lengths, np.int64), capacity)
-    order = np.argsort(-length, kind="stable")
-    row = np.empty(len(order), np.int64)
-    row[order] = _best_fit(length[order].tolist(), capacity)
+    return _by_row(_best_fit(length, capacity, len(length)), doc, start, length)
+
+
+def full_rows(transitions: Any, capacity: int) -> Any:
+    """How many rows `pack_full` makes of so many transitions; numbers or arrays."""
+    return -(-transitions // capacity)
+
+
+def pack_full(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
+    """As `pack`, but into `full_rows(transitions, capacity)` rows: less than a row is left empty.
+
+    When best fit finds no row with room for a piece, and no row may be opened, the piece is cut
+    and fills the largest holes.
+    """
+    if capacity < 1:
+        raise UserError(f"row_length is {capacity}; it must be at least 1")
+    doc, start, length = cut(np.asarray(lengths, np.int64), capacity)
+    rows = int(full_rows(int(length.sum()), capacity))
+    row = _best_fit(length, capacity, rows)
+    homeless = np.flatnonzero(row < 0)
+    if len(homeless):
+        placed = row >= 0
+        used = np.bincount(row[placed], length[placed], rows).astype(np.int64)
+        holes = np.argsort(used, kind="stable")
+        # Both are laid end to end; a cut falls wherever a piece or a hole ends.
+        piece_ends = np.cumsum(length[homeless])
+        hole_ends = np.cumsum(capacity - used[holes])
+        ends = np.union1d(piece_ends, hole_ends[hole_ends < piece_ends[-1]])
+        starts = np.concatenate([[0], ends[:-1]])
+        nth = np.searchsorted(piece_ends, starts, side="right")
+        piece, offset = homeless[nth], starts - (piece_ends - length[homeless])[nth]
+        hole = holes[np.searchsorted(hole_ends, starts, side="right")]
+        row = np.concatenate([row[placed], hole])
+        doc = np.concatenate([doc[placed], doc[piece]])
+        start = np.concatenate([start[placed], start[piece] + offset])
+        length = np.concatenate([length[placed], ends - starts])
+    return _by_row(row, doc, start, length)
+
+
+def _by_row(row: np.ndarray, doc: np.ndarray, start: np.ndarray, length: np.ndarray) -> Packing:
     by_row = np.argsort(row, kind="stable")
     ends = np.cumsum(np.bincount(row)) if len(row) else np.zeros(0, np.int64)
     return Packing(doc[by_row], start[by_row], length[by_row], ends)
@@ -84,31 +126,37 @@ def cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.
     return doc, start, np.minimum(capacity, transitions[doc] - start)
 
 
-def _best_fit(lengths: list[int], capacity: int) -> list[int]:
-    """The row of each piece; `lengths` are in decreasing order.
+def _best_fit(length: np.ndarray, capacity: int, most: int) -> np.ndarray:
+    """The row of each piece, longest first; -1 where all `most` rows are open and none has room.
 
     `rows_with[r]` lists the rows with room for r more, and bit r of `rooms` says that it is not
     empty, so the least room that is enough is the lowest bit of `rooms >> length`.
     """
+    order = np.argsort(-length, kind="stable")
     rows_with: list[list[int]] = [[] for _ in range(capacity + 1)]
     rooms = 0
     rows = 0
     chosen = []
-    for length in lengths:
-        enough = rooms >> length
+    for size in length[order].tolist():
+        enough = rooms >> size
         if enough:
-            room = length + (enough & -enough).bit_length() - 1
+            room = size + (enough & -enough).bit_length() - 1
             row = rows_with[room].pop()
             if not rows_with[room]:
                 rooms ^= 1 << room
-        else:
+        elif rows < most:
             room, row = capacity, rows
             rows += 1
+        else:
+            chosen.append(-1)
+            continue
         chosen.append(row)
-        if left := room - length:
+        if left := room - size:
             rows_with[left].append(row)
             rooms |= 1 << left
-    return chosen
+    found = np.empty(len(order), np.int64)
+    found[order] = chosen
+    return found
 
 
 class PackableSource(Protocol):
@@ -116,6 +164,14 @@ class PackableSource(Protocol):
 
     tokens: np.ndarray  # [all tokens], the documents end to end
     lengths: np.ndarray  # [documents]
+
+
+@dataclasses.dataclass
+class TokenDocuments:
+    """Documents end to end: tokens [all], lengths [documents]."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
 
 
 class PackedSource:
@@ -126,15 +182,25 @@ class PackedSource:
     counts). Building a row is a few vectorised gathers, whatever it holds.
     """
 
-    def __init__(self, source: PackableSource, row_length: int):
-        self._pack(source.tokens, source.lengths, None, row_length)
+    def __init__(
+        self,
+        source: PackableSource,
+        row_length: int,
+        packer: Callable[[np.ndarray, int], Packing] = pack,
+    ):
+        self._pack(source.tokens, source.lengths, None, row_length, packer)
 
     def _pack(
-        self, tokens: np.ndarray, lengths: np.ndarray, mask: np.ndarray | None, row_length: int
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        mask: np.ndarray | None,
+        row_length: int,
+        packer: Callable[[np.ndarray, int], Packing] = pack,
     ) -> None:
         lengths = np.asarray(lengths, np.int64)
         self.row_length = row_length
-        self.packing = pack(lengths, row_length)
+        self.packing = packer(lengths, row_length)
         self._tokens, self._mask = tokens, mask
         # Where each piece starts among all tokens.
         self._from = (np.cumsum(lengths) - lengths)[self.packing.doc] + self.packing.start

@@ -1,8 +1,9 @@
 """Batches as a pure function of the step: mix, shuffle, repeat, batch, on grain.
 
-`batches(step)` depends on the sources, weights, batch size and seed, never on what was read
-before: to resume is to ask for the next step, and there is no iterator state to save. Pre-training
-and supervised fine-tuning use the same class; only the sources differ.
+`batches(step)` depends on the sources, weights, batch sizes and seed, never on what was read
+before: to resume is to ask for the next step, and there is no iterator state to save. Nor does it
+depend on how many processes read: each asks for its own rows of the same batch. Pre-training and
+supervised fine-tuning use the same class; only the sources differ.
 
 Order costs 4 us a row, but grain's shuffle walks a space of 65,536 places, so a source of n rows
 below some thousands costs about 25 ms / n a row: 0.3 ms at 90 rows, 3 ms at 7.
@@ -10,19 +11,21 @@ below some thousands costs about 25 ms / n a row: 0.3 ms at 90 rows, 3 ms at 7.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from internlm2_jax.data.packing import PackedSource
+from internlm2_jax.data.windows import ShuffledWindows, WindowedSource
 from internlm2_jax.errors import UserError
 
-# grain turns weights into integers, the smallest into this many parts, cutting the rest off;
-# whole parts given to it pass unchanged, so a share is right within half a part: 0.5%.
-_PARTS_OF_THE_SMALLEST = 100
+# grain mixes by whole numbers; of so many parts, cut off, no source gets more than its share.
+_PARTS = 2**40
 
 
 class RowSource(Protocol):
@@ -38,10 +41,11 @@ class Batches:
 
     Each source is gone through in a new order every epoch, each of its rows once; `weights` are
     the shares of the rows of a batch, of any sum, and are met as evenly as whole rows allow in any
-    run of rows. A source of weight 0 is left out; with no weights, all have the same.
+    run of rows. A source of weight 0 is left out; with no weights, all have the same. Rows carry
+    their source: `source` [B] int32 counts in `names`.
 
-    On a pod, process p of n passes `shard=(p, n)` and gets the p-th part [B/n, ...] of the batch;
-    the parts joined are the batch that one process would see.
+    `ramp` begins with other batch sizes: (steps, batch size) one after another, before
+    `batch_size` for good. Not for several threads at once.
     """
 
     def __init__(
@@ -51,43 +55,54 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
-        shard: tuple[int, int] = (0, 1),
+        ramp: Sequence[tuple[int, int]] = (),
     ):
         import grain  # imports jax: some seconds
 
         self.weights = _shares(sources, weights)
-        self.batch_size = batch_size
-        self._shard, self._num_shards = shard
-        if batch_size < 1 or batch_size % self._num_shards:
-            raise UserError(
-                f"batch_size is {batch_size}; it must be a positive multiple of the "
-                f"{self._num_shards} processes that share a batch"
-            )
-        smallest = min(self.weights.values())
-        mixture = grain.MapDataset.mix(
-            [self._endless(grain, name, sources[name], seed) for name in self.weights],
-            weights=[round(_PARTS_OF_THE_SMALLEST * w / smallest) for w in self.weights.values()],
+        self.names = list(self.weights)
+        for steps, size in [*ramp, (1, batch_size)]:
+            if size < 1 or steps < 1:
+                raise UserError(f"batch_size is {size} for {steps} steps; both must be 1 or more")
+        self._sizes = [*(size for _, size in ramp), batch_size]
+        # Steps and rows before each size.
+        self._steps = [0, *itertools.accumulate(steps for steps, _ in ramp)]
+        self._rows = [0, *itertools.accumulate(steps * size for steps, size in ramp)]
+        self._mixture = grain.MapDataset.mix(
+            [self._endless(grain, name, sources[name], seed) for name in self.names],
+            weights=[max(1, int(_PARTS * w)) for w in self.weights.values()],
         )
-        self._batches = mixture.batch(batch_size // self._num_shards)
 
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of `step`, 0 being the first."""
-        return self._batches[step * self._num_shards + self._shard]
+    def size(self, step: int) -> int:
+        """Rows in the batch of `step`."""
+        return self._sizes[bisect.bisect_right(self._steps, step) - 1]
+
+    def first_row(self, step: int) -> int:
+        """How many rows the steps before `step` took."""
+        at = bisect.bisect_right(self._steps, step) - 1
+        return self._rows[at] + (step - self._steps[at]) * self._sizes[at]
+
+    def __call__(self, step: int, part: slice = slice(None)) -> dict[str, np.ndarray]:
+        """The batch of `step`, 0 being the first; or only its rows `part`."""
+        first = self.first_row(step)
+        rows = [self._mixture[first + i] for i in range(self.size(step))[part]]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """All batches from step 0 on, without end."""
-        step = 0
-        while True:
-            yield self(step)
-            step += 1
+        return map(self, itertools.count())
 
-    @staticmethod
-    def _endless(grain: Any, name: str, source: RowSource, seed: int) -> Any:
+    def _endless(self, grain: Any, name: str, source: RowSource, seed: int) -> Any:
         if not len(source):
             raise UserError(f"source {name!r} has no rows; give it text or leave it out")
         # By name, so that adding a source does not reorder the others.
         own_seed = (seed * 0x9E3779B1 + zlib.crc32(name.encode())) % 2**32
-        return grain.MapDataset.source(source).seed(own_seed).shuffle().repeat()
+        number = np.int32(self.names.index(name))
+        if isinstance(source, WindowedSource):
+            rows = grain.MapDataset.source(ShuffledWindows(source, own_seed))
+        else:
+            rows = grain.MapDataset.source(source).seed(own_seed).shuffle().repeat()
+        return rows.map(lambda row: {**row, "source": number})
 
 
 def _shares(
@@ -110,7 +125,7 @@ def _shares(
 
 
 def first_batches(
-    source: PackedSource, tokens: int, batch_size: int = 8
+    source: PackedSource | WindowedSource, tokens: int, batch_size: int = 8
 ) -> list[dict[str, np.ndarray]]:
     """The first rows of `source`, about `tokens` tokens, as batches [B, T] for validation.
 

@@ -62,12 +62,31 @@ def linear_cross_entropy(
 
     Errors: UserError when `chunk` is not positive.
     """
+    sums, weights = linear_cross_entropy_by_row(
+        hidden, weight, targets, loss_mask, z_loss=z_loss, chunk=chunk
+    )
+    return sums[0], jnp.sum(weights)
+
+
+def linear_cross_entropy_by_row(
+    hidden: Float[Array, "B T D"],
+    weight: Float[Array, "D V"],
+    targets: Int[Array, "B T"],
+    loss_mask: Bool[Array, "B T"] | Float[Array, "B T"],
+    *,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
+) -> tuple[tuple[Float[Array, ""], Float[Array, " B"]], Float[Array, " B"]]:
+    """As `linear_cross_entropy`: ((sum of losses, sum of each row's losses), each row's weights).
+
+    Only the sum of all is differentiable: the rows' are for looking at.
+    """
     hidden, weight, (targets, weights), layout = _normal_form(
         hidden, weight, targets, loss_mask.astype(jnp.float32)
     )
     size = _chunk_size(layout, hidden, weight, chunk)
-    total = _cross_entropy(layout, size, float(z_loss), hidden, weight, targets, weights)
-    return total, jnp.sum(weights)
+    total, losses = _cross_entropy(layout, size, float(z_loss), hidden, weight, targets, weights)
+    return (total, jnp.sum(losses, axis=1)), jnp.sum(weights, axis=1)
 
 
 def linear_logprobs(
@@ -103,7 +122,7 @@ def _cross_entropy(layout, size, z_loss, hidden, weight, targets, weights):
         return losses
 
     losses = layout.run(local, (hidden, weight, targets, weights), (layout.rows,))
-    return jnp.sum(losses * weights)
+    return jnp.sum(losses * weights), losses * weights
 
 
 def _cross_entropy_forward(layout, size, z_loss, hidden, weight, targets, weights):
@@ -126,11 +145,12 @@ def _cross_entropy_forward(layout, size, z_loss, hidden, weight, targets, weight
 
     specs = (layout.rows, layout.hidden, layout.weight)
     losses, dhidden, dweight = layout.run(local, (hidden, weight, targets, weights), specs)
-    return jnp.sum(losses * weights), (losses, dhidden, dweight)
+    return (jnp.sum(losses * weights), losses * weights), (losses, dhidden, dweight)
 
 
-def _cross_entropy_backward(layout, size, z_loss, residuals, g):
+def _cross_entropy_backward(layout, size, z_loss, residuals, gradients):
     losses, dhidden, dweight = residuals
+    g, _ = gradients  # no gradient goes through the losses of rows
     scaled = [(g * x.astype(jnp.float32)).astype(x.dtype) for x in (dhidden, dweight)]
     return (*scaled, None, g * losses)
 

@@ -92,7 +92,7 @@ def _plan_pretrain(context: Context, name: str, s: dict[str, Any]) -> Iterator[P
             length=phase.sequence_length,
             calls=phase.steps,
             accumulate=getattr(phase, "accumulate", 1),
-            z_loss=s["z_loss"],
+            z_loss=phase.z_loss,
             overrides={
                 "layout": f"{name}.layout",
                 "remat": f"{name}.remat",

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run, made from the files in its folder and nothing else."""
+"""Self-contained HTML pages about a run, or several, made from the files in their folders alone."""
 
 from internlm2_jax.report.page import build
 

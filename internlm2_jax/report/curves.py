@@ -31,13 +31,18 @@ _ROW = 15  # pixels of a line of small text above the axes
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart; `faint` ones (raw values behind their mean) get no label."""
+    """One line of a chart; `faint` ones (raw values behind their mean) get no label.
+
+    `low`, `high`: values of the same steps between which a band is drawn, as over seeds.
+    """
 
     series: Series
     label: str = ""
     colour: int = 0
     faint: bool = False
     dashed: bool = False
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ def line_chart(
         rows = 2 if marks else 1 if spans else 0
         axes = axes_inside(figure, width, height, left=left, right=right, top=24 + _ROW * rows)
         for line in shown:
+            if line.low is not None and line.high is not None:
+                axes.fill_between(
+                    line.series.x, line.low, line.high, color=COLOURS[line.colour], alpha=0.18,
+                    linewidth=0,
+                )  # fmt: skip
             markers = "o" if len(line.series.y) < 3 else ""
             axes.plot(
                 line.series.x, line.series.y, color=COLOURS[line.colour], marker=markers,

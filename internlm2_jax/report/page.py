@@ -27,8 +27,8 @@ SECTIONS = (
 )
 
 
-def build(run_folder: str | Path) -> Path:
-    """Writes `<run>/report.html` from the files in `run_folder` and returns its path.
+def build(run_folder: str | Path, out: str | Path | None = None) -> Path:
+    """Writes `<run>/report.html`, or `out`, from the files in `run_folder` and returns its path.
 
     Stages that have left nothing are shown as not run yet. The same files give the same bytes: the
     page holds no date and no path of this machine.
@@ -36,7 +36,7 @@ def build(run_folder: str | Path) -> Path:
     it); an earlier page then stays as it was.
     """
     run = Run(run_folder)
-    path = run.folder / "report.html"
+    path = run.folder / "report.html" if out is None else Path(out)
     files.atomic_write(path, render(run))
     return path
 

@@ -15,7 +15,7 @@ def pretrain(run: Run) -> Section:
     """Loss over the three phases, validation per domain against a model blind to context."""
     rows, result = run.metrics(PRETRAIN), run.result(PRETRAIN)
     source = f"{PRETRAIN}/metrics.jsonl"
-    spans = _phases(rows, result)
+    spans = phases(rows, result)
     levels = _unigram(result)
     blocks: list[Block] = []
     train = series(rows, "loss", split="train")
@@ -40,7 +40,9 @@ def pretrain(run: Run) -> Section:
         )  # fmt: skip
     small = [
         _by_domain(rows, spans, levels, source),
+        _by_source(rows, spans, source),
         _plain_chart(rows, "learning_rate", "Learning rate", "learning rate", spans, source),
+        _plain_chart(rows, "batch_size", "Batch", "rows", spans, source),
         _plain_chart(rows, "grad_norm", "Gradient norm", "norm before clipping", spans, source),
     ]
     charts = [chart for chart in small if chart]
@@ -102,7 +104,7 @@ def _change(values: Series) -> str:
     return f"{verb} from {num(first)} to {num(last)}"
 
 
-def _phases(rows: list[Record], result: Record) -> list[Span]:
+def phases(rows: list[Record], result: Record) -> list[Span]:
     """Phases as spans of steps: from the result, or from the log while the stage still runs."""
     listed = result.records("phases")
     names = [record.text("name") for record in listed]
@@ -134,12 +136,7 @@ def _unigram(result: Record) -> list[Level]:
 def _by_domain(
     rows: list[Record], spans: list[Span], levels: list[Level], source: str
 ) -> Block | None:
-    keys = dict.fromkeys(key for row in rows for key in row.value if key.startswith("loss/"))
-    lines = [
-        Line(series(rows, key, split="validation"), key.removeprefix("loss/"), colour)
-        for colour, key in enumerate(list(keys)[: len(svg.COLOURS)])
-    ]
-    lines = [line for line in lines if line.series]
+    lines = _losses_by_name(rows, "validation")
     if not lines:
         return None
     ends = ", ".join(f"{line.label} {num(line.series.y[-1])}" for line in lines)
@@ -150,6 +147,33 @@ def _by_domain(
         draw=curves.line_chart(lines, "step", NATS, spans=spans, levels=levels),
         height=250,
     )
+
+
+def _by_source(rows: list[Record], spans: list[Span], source: str) -> Block | None:
+    lines = _losses_by_name(rows, "train", smooth=True)
+    if len(lines) < 2:
+        return None
+    ends = ", ".join(f"{line.label} {num(line.series.y[-1])}" for line in lines)
+    return svg.picture(
+        title="Training loss by source of the mixture",
+        alt=f"Line chart of training loss per source over steps; last values {ends} nats/token.",
+        source=source,
+        draw=curves.line_chart(lines, "step", NATS, spans=spans),
+        height=250,
+        note="Running means, each over the steps whose batch has the source.",
+    )
+
+
+def _losses_by_name(rows: list[Record], split: str, smooth: bool = False) -> list[Line]:
+    """A line for each loss/NAME of a split, as many as there are colours."""
+    mine = [row for row in rows if row.value.get("split") == split]
+    keys = dict.fromkeys(key for row in mine for key in row.value if key.startswith("loss/"))
+    found = [(key.removeprefix("loss/"), series(mine, key)) for key in keys]
+    found = [(name, values) for name, values in found if values][: len(svg.COLOURS)]
+    return [
+        Line(values.smooth(max(len(values.y) // 20, 1)) if smooth else values, name, colour)
+        for colour, (name, values) in enumerate(found)
+    ]
 
 
 def _plain_chart(
@@ -169,20 +193,20 @@ def _plain_chart(
 
 
 def _phase_table(result: Record) -> Table | None:
-    phases = result.records("phases")
+    listed = result.records("phases")
     columns = [
         ("Steps", "steps"), ("Tokens a row", "sequence_length"), ("Rows a batch", "batch_size"),
         ("RoPE base", "rope_theta"), ("Peak learning rate", "learning_rate"),
         ("Validation loss at its end", "validation_loss"),
     ]  # fmt: skip
-    if not phases:
+    if not listed:
         return None
     return Table(
         title="The phases",
         head=["Phase", *(title for title, _ in columns)],
         rows=[
             [pretty(phase.text("name")), *(num(phase.number(key)) for _, key in columns)]
-            for phase in phases
+            for phase in listed
         ],
         source=f"{PRETRAIN}/result.json", numeric=frozenset(range(1, 7)),
     )  # fmt: skip

@@ -64,19 +64,21 @@ class Pipeline:
 
     Built by an experiment as `Config(Pipeline, corpus=Partial(...), tokenizer=Partial(...), ...)`;
     `run(folder, selection)` carries it out.
+
+    Attributes: `stages`; `fingerprints`, name -> hash of all that a stage's results depend on.
     """
 
     def __init__(self, **stages: functools.partial):
         self.stages = stages
-        self._fingerprints: dict[str, str] = {}
+        self.fingerprints: dict[str, str] = {}
         for name, stage in stages.items():
             for dependency in _inputs(stage):
-                if dependency not in self._fingerprints:
+                if dependency not in self.fingerprints:
                     raise UserError(f"stage {name!r} reads {dependency!r}, not an earlier stage")
-            self._fingerprints[name] = files.fingerprint(
+            self.fingerprints[name] = files.fingerprint(
                 {
                     "call": config.describe(stage),
-                    "inputs": {d: self._fingerprints[d] for d in _inputs(stage)},
+                    "inputs": {d: self.fingerprints[d] for d in _inputs(stage)},
                 }
             )
 
@@ -133,7 +135,7 @@ class Pipeline:
         stage = self.stages[name]
         target = folder / name
         keywords = {k: _resolve(v, folder) for k, v in stage.keywords.items()}
-        made_by = {"fingerprint": self._fingerprints[name], "settings": config.describe(stage)}
+        made_by = {"fingerprint": self.fingerprints[name], "settings": config.describe(stage)}
         distributed.first_alone(lambda: files.write_json(target / "settings.json", made_by))
         with _Stopwatch(target / "elapsed.json") as watch:
             if getattr(stage.func, "collective", False):
@@ -149,7 +151,7 @@ class Pipeline:
         if not path.is_file():
             return
         earlier = files.read_json(path)
-        if earlier["fingerprint"] == self._fingerprints[name]:
+        if earlier["fingerprint"] == self.fingerprints[name]:
             return
         old = _leaves(earlier["settings"])
         new = _leaves(config.describe(self.stages[name]))
@@ -171,7 +173,7 @@ class Pipeline:
             {
                 "name": folder.name,
                 "stages": list(self.stages),
-                "fingerprints": self._fingerprints,
+                "fingerprints": self.fingerprints,
                 "versions": {"python": platform.python_version(), **versions},
                 "command": shlex.join(["internlm2", *sys.argv[1:]]),
                 "platform": f"{platform.system()} {platform.machine()}",

@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from internlm2_jax import distributed, files, sharding
 from internlm2_jax.data import documents, mixture
-from internlm2_jax.data.manifest import load_split
-from internlm2_jax.data.packing import PackedSource
+from internlm2_jax.data.manifest import TokenReader, TokenSource, open_split
+from internlm2_jax.data.mixture import WhenShort
 from internlm2_jax.data.pipeline import Batches, first_batches
+from internlm2_jax.data.prefetch import Prefetch
 from internlm2_jax.data.tokenizer import Tokenizer
+from internlm2_jax.data.windows import WINDOW_TOKENS
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
 from internlm2_jax.infer import engine
@@ -37,9 +41,12 @@ from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import save_model_json
 from internlm2_jax.train.faults import Recovery
 from internlm2_jax.train.loop import fit
-from internlm2_jax.train.objectives import evaluate_loss, language_model_loss
+from internlm2_jax.train.objectives import by_source, evaluate_loss, language_model_loss
 from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
+
+log = logging.getLogger(__name__)
+_COUNTED = 2**24  # tokens of a source on the disk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +59,18 @@ class Phase:
         sequence_length: tokens in a packed row (T).
         batch_size: rows in a step (B).
         rope_theta: RoPE base while this phase lasts.
-        learning_rate: peak; decays by a cosine to `final_ratio` of it within the phase.
+        learning_rate: peak; goes down to `final_ratio` of it within the phase.
+        mixture: source -> share of the rows; "short/NAME" is the source's documents cut to
+            `short_length`, "long/NAME" those of at least half a row.
+        schedule: "cosine" over the whole phase, or "wsd": stable, then `decay` (train/optimizer.py)
+            over the last `decay_steps`.
         warmup: steps of linear warm-up at the phase's start.
-        mixture: source -> share of the rows; "short/NAME" is a source cut to `short_length`.
+        ramp: (steps, rows) pairs: smaller batches with which the phase begins.
+        epochs: source -> how often its rows may be repeated within the phase, e.g. 2.0.
+        when_short: what a source lacks is given to the others ("share") or is an error ("error").
         short_length: documents of a "short/" source are cut to pieces of this many tokens.
         accumulate: parts in which the rows of a step are taken, one after another.
+        weight_decay, clip_norm, z_loss: of the optimizer and the loss.
     """
 
     name: str
@@ -70,10 +84,55 @@ class Phase:
     warmup: int = 0
     short_length: int = 128
     accumulate: int = 1
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay: optimizers.Decay = "exponential"
+    decay_steps: int = 0
+    ramp: Sequence[tuple[int, int]] = ()
+    epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    when_short: WhenShort = "share"
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    z_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "wsd"):
+            raise UserError(f"phase {self.name!r}: schedule is {self.schedule!r}; cosine or wsd")
+        if self.schedule == "cosine" and self.decay_steps:
+            raise UserError(
+                f"phase {self.name!r}: decay_steps need schedule='wsd'; a cosine falls all along"
+            )
+        if sum(steps for steps, _ in self.ramp) > self.steps:
+            raise UserError(f"phase {self.name!r}: its ramp is longer than its {self.steps} steps")
+
+    @property
+    def rows(self) -> int:
+        """Rows of all steps."""
+        ramped = sum(steps for steps, _ in self.ramp)
+        small = sum(steps * size for steps, size in self.ramp)
+        return small + (self.steps - ramped) * self.batch_size
 
     @property
     def tokens(self) -> int:
-        return self.steps * self.batch_size * self.sequence_length
+        return self.rows * self.sequence_length
+
+    def parts(self, rows: int) -> int:
+        """In how many parts a batch of so many rows is taken: none larger than of a whole one."""
+        return max(1, -(-rows * self.accumulate // self.batch_size))
+
+    def learning_rates(self) -> optimizers.Schedule:
+        """The learning rate over the phase's own steps."""
+        if self.schedule == "cosine":
+            return optimizers.warmup_cosine(
+                self.learning_rate, self.steps, warmup=self.warmup, final_ratio=self.final_ratio
+            )
+        return optimizers.warmup_stable_decay(
+            self.learning_rate,
+            self.steps,
+            decay=self.decay,
+            decay_steps=self.decay_steps,
+            warmup=self.warmup,
+            final_ratio=self.final_ratio,
+        )
 
 
 @distributed.collective
@@ -81,16 +140,18 @@ def pretrain(
     folder: Path,
     *,
     tokenizer: Path | str,
-    corpus: Path | str,
-    instructions: Path | str,
+    corpus: Path | str | None = None,
+    instructions: Path | str | None = None,
     model: ModelConfig,
     phases: Sequence[Phase],
     seed: int = 0,
-    weight_decay: float = 0.1,
-    clip_norm: float = 1.0,
-    z_loss: float = 0.0,
+    mup_base_width: int | None = None,
     layout: str = "",
     remat: Remat = "full",
+    in_memory_tokens: int = 2**30,
+    window_tokens: int = WINDOW_TOKENS,
+    windows: int = 16,
+    prefetch: int = 2,
     enhancement_tasks: int = 8000,
     validation_tokens: int = 32768,
     validate_every: int = 200,
@@ -106,35 +167,70 @@ def pretrain(
 ) -> None:
     """Trains `model` through `phases` and leaves checkpoints, metrics and result.json in `folder`.
 
-    `tokenizer`, `corpus` and `instructions` are the folders of those stages. `validation_tokens`
-    counts per source. The checkpoint's model.json carries the last phase's RoPE base and length.
-    `layout` is the mesh (sharding.py), empty for one device; `remat` what a block keeps for its
-    gradient (models/remat.py). Two checkpoints stay, those of phase ends, and one every
-    `keep_checkpoints_every` steps. `max_rollbacks`, `loss_spike` and `spike_window` say what
-    becomes of a bad loss (`Recovery` in train/faults.py).
-    `prompts` are continued greedily, by `sample_tokens` tokens, every `sample_every` steps (0: when
-    it validates), into samples.jsonl.
+    The checkpoint's model.json carries the last phase's RoPE base and length.
+
+    Args:
+        tokenizer: folder with tokenizer.model and tokens/.
+        corpus, instructions: folders of those stages, from which the sources "stem", "special" and
+            "selected" are made when a mixture names one and tokens/ does not have it.
+        mup_base_width: muP, MiniCPM's form: hidden matrices start and learn as in a model of this
+            width (train/optimizer.py); the multipliers of the forward pass are in `model.mup`.
+        layout: the mesh (sharding.py), empty for one device.
+        remat: what a block keeps for its gradient (models/remat.py).
+        in_memory_tokens: a source of more tokens stays on the disk (data/windows.py), of which
+            `windows` windows of `window_tokens` are in memory.
+        prefetch: batches made ahead of their step.
+        validation_tokens: counts per source.
+        keep_checkpoints_every: beside the two newest and those of phase ends, every so many stay.
+        max_rollbacks, loss_spike, spike_window: what becomes of a bad loss (`Recovery` in
+            train/faults.py).
+        prompts: continued greedily by `sample_tokens` tokens every `sample_every` steps (0: when it
+            validates), into samples.jsonl.
     """
     # ------------------------------------------------------------------ data
-    tokenizer, corpus, instructions = Path(tokenizer), Path(corpus), Path(instructions)
+    tokenizer = Path(tokenizer)
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     config = dataclasses.replace(model, vocab_size=vocabulary.vocab_size)
-    tokens = tokenizer / "tokens"
-    train_sources = load_split(tokens, "train", tokenizer_sha256=vocabulary.sha256)
-    validation = load_split(tokens, "validation", tokenizer_sha256=vocabulary.sha256)
-    texts = mixture.enhancement(
-        documents.read(corpus / "corpus", "train"),
-        files.read_jsonl(instructions / "sft.jsonl"),
-        num_tasks=enhancement_tasks,
-        seed=seed,
+    train_sources, validation = (
+        open_split(
+            tokenizer / "tokens",
+            split,
+            in_memory=in_memory_tokens,
+            tokenizer_sha256=vocabulary.sha256,
+        )
+        for split in ("train", "validation")
     )
-    sources = {**train_sources, **{n: mixture.encode(t, vocabulary) for n, t in texts.items()}}
-    mixtures = [_present(phase, sources) for phase in phases]
+    made = _enhancement(
+        phases, train_sources, corpus, instructions, vocabulary, enhancement_tasks, seed
+    )
+    sources = {**train_sources, **made}
+    packs = [
+        mixture.Rows(
+            phase.sequence_length,
+            short_length=phase.short_length,
+            long_length=phase.sequence_length // 2,
+            window_tokens=window_tokens,
+            windows=windows,
+            folder=folder,
+            writes=jax.process_index() == 0,
+        )
+        for phase in phases
+    ]
+    mixtures = [_present(phase, pack, sources) for phase, pack in zip(phases, packs, strict=True)]
     batches = [
         Batches(
             rows,
-            {n: phase.mixture[n] for n in rows},
+            mixture.limited(
+                {n: phase.mixture[n] for n in rows},
+                {n: len(source) for n, source in rows.items()},
+                phase.epochs,
+                total=phase.rows,
+                row_length=phase.sequence_length,
+                when_short=phase.when_short,
+                label=f"phase {phase.name!r}",
+            ),
             batch_size=phase.batch_size,
+            ramp=phase.ramp,
             seed=seed + i,
         )
         for i, (phase, rows) in enumerate(zip(phases, mixtures, strict=True))
@@ -142,26 +238,28 @@ def pretrain(
     mesh = sharding.Layout.parse(layout)
     at_once = math.lcm(8, mesh.batch_ways)
     held_out = {
-        length: {
-            name: first_batches(PackedSource(source, length), validation_tokens, at_once)
-            for name, source in validation.items()
-            if len(source)
+        pack.length: {
+            name: first_batches(source, validation_tokens, at_once)
+            for name in validation
+            if (source := pack.pack(name, validation)) is not None
         }
-        for length in {phase.sequence_length for phase in phases}
+        for pack in packs
     }
 
     # ----------------------------------------------------------------- model
     ends = list(itertools.accumulate(phase.steps for phase in phases))
-    schedule = optimizers.join(
-        [
-            optimizers.warmup_cosine(
-                p.learning_rate, p.steps, warmup=p.warmup, final_ratio=p.final_ratio
-            )
-            for p in phases
-        ],
-        [p.steps for p in phases],
-    )
-    optimizer = optimizers.adamw(schedule, weight_decay=weight_decay, clip_norm=clip_norm)
+    schedule = optimizers.join([p.learning_rates() for p in phases], [p.steps for p in phases])
+    width_ratio = 1.0 if mup_base_width is None else config.embed_dim / mup_base_width
+    # Of one kind of state, so that it goes from phase to phase.
+    phase_optimizers = [
+        optimizers.adamw(
+            schedule,
+            weight_decay=p.weight_decay,
+            clip_norm=p.clip_norm,
+            width_ratio=width_ratio,
+        )
+        for p in phases
+    ]
     models = [
         build(
             dataclasses.replace(
@@ -171,31 +269,30 @@ def pretrain(
         for p in phases
     ]
     for m, p in zip(models, phases, strict=True):
-        mesh.check(m.axes, m.abstract, batch=p.batch_size // p.accumulate, length=p.sequence_length)
-    steps = [
-        make_train_step(language_model_loss(m, z_loss, remat), optimizer, accumulate=p.accumulate)
-        for m, p in zip(models, phases, strict=True)
-    ]
+        for size in (p.batch_size, *(size for _, size in p.ramp)):
+            _check_parts(p, size)
+            mesh.check(m.axes, m.abstract, batch=size // p.parts(size), length=p.sequence_length)
+
+    @functools.cache
+    def step_of(i: int, parts: int) -> Any:
+        loss = language_model_loss(models[i], phases[i].z_loss, remat, len(batches[i].names))
+        return make_train_step(loss, phase_optimizers[i], accumulate=parts)
+
     measures = [evaluate_loss(m) for m in models]
 
     # -------------------------------------------------------------- training
-    def batch(step: int, skipped: int) -> Any:
+    def locate(step: int) -> tuple[int, int]:
+        """(number of the phase, step within it)."""
         i = bisect.bisect_right(ends, step)
-        first = ends[i] - phases[i].steps
-        return sharding.place_rows(batches[i](step - first + skipped))
-
-    def train(step: int, state: dict[str, Any], rows: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        i = bisect.bisect_right(ends, step)
-        state, measured = steps[i](state, rows)
-        return state, {**measured, "phase": phases[i].name, "learning_rate": schedule(step)}
+        return i, step - (ends[i] - phases[i].steps)
 
     def work(step: int) -> Work:
-        i = bisect.bisect_right(ends, step)
-        tokens = phases[i].batch_size * phases[i].sequence_length
+        i, own = locate(step)
+        tokens = batches[i].size(own) * phases[i].sequence_length
         return Work(tokens, tokens * train_flops(models[i].cfg, phases[i].sequence_length))
 
     def sample(done: int, state: dict[str, Any]) -> list[dict[str, Any]]:
-        i = bisect.bisect_right(ends, done - 1)
+        i, _ = locate(done - 1)
         out = engine.generate(
             models[i],
             state["params"],
@@ -211,7 +308,7 @@ def pretrain(
         ]
 
     def validate(done: int, state: dict[str, Any]) -> dict[str, Any]:
-        i = bisect.bisect_right(ends, done - 1)
+        i, _ = locate(done - 1)
         rows = held_out[phases[i].sequence_length]
         losses = {
             f"loss/{n}": measures[i](state["params"], map(sharding.place_rows, r))
@@ -220,26 +317,54 @@ def pretrain(
         return {"phase": phases[i].name, "loss": float(np.mean(list(losses.values()))), **losses}
 
     with sharding.use(layout):
-        params = sharding.create(models[0].init, models[0].axes, jax.random.key(seed))
-        state = fit(
-            folder,
-            init_state(params, optimizer),
-            train,
-            steps=ends[-1],
-            label="pretrain",
-            batch=batch,
-            work=work,
-            shown=("loss", "phase"),
-            log_every=log_every,
-            validate=validate,
-            validate_every=validate_every,
-            sample=sample if prompts else None,
-            sample_every=sample_every or validate_every,
-            checkpoint_every=checkpoint_every,
-            keep_every=keep_checkpoints_every,
-            milestones=ends,
-            recovery=Recovery(max_rollbacks, loss_spike, spike_window),
-        )
+        devices = jax.sharding.get_mesh()
+
+        def read(step: int, skipped: int) -> dict[str, np.ndarray]:
+            """This process's rows of a batch; runs in a thread, where no mesh is set."""
+            i, own = locate(step)
+            own += skipped
+            return batches[i](own, sharding.local_rows(batches[i].size(own), devices))
+
+        def train(
+            step: int, state: dict[str, Any], batch: dict[str, jax.Array]
+        ) -> tuple[dict[str, Any], dict[str, Any]]:
+            i, _ = locate(step)
+            rows = len(batch["tokens"])
+            state, measured = step_of(i, phases[i].parts(rows))(state, batch)
+            return state, {
+                **by_source(measured, batches[i].names),
+                "phase": phases[i].name,
+                "learning_rate": schedule(step),
+                "batch_size": rows,
+            }
+
+        init = optimizers.scaled_init(models[0].init, width_ratio)
+        params = sharding.create(init, models[0].axes, jax.random.key(seed))
+        with Prefetch(read, ends[-1], depth=prefetch) as ahead:
+
+            def batch(step: int, skipped: int) -> dict[str, jax.Array]:
+                i, own = locate(step)
+                return sharding.place_rows(ahead(step, skipped), batches[i].size(own + skipped))
+
+            state = fit(
+                folder,
+                init_state(params, phase_optimizers[0]),
+                train,
+                steps=ends[-1],
+                label="pretrain",
+                batch=batch,
+                work=work,
+                shown=("loss", "phase"),
+                log_every=log_every,
+                validate=validate,
+                validate_every=validate_every,
+                sample=sample if prompts else None,
+                sample_every=sample_every or validate_every,
+                checkpoint_every=checkpoint_every,
+                keep_every=keep_checkpoints_every,
+                milestones=ends,
+                recovery=Recovery(max_rollbacks, loss_spike, spike_window),
+            )
         final = validate(ends[-1], state)
 
     # --------------------------------------------------------------- results
@@ -248,8 +373,8 @@ def pretrain(
     save_model_json(folder, models[-1].cfg, "lm")
     rows = files.read_jsonl(folder / "metrics.jsonl")
     baseline = unigram_baseline(
-        [s.tokens for s in train_sources.values()],
-        [s.tokens for s in validation.values()],
+        map(_tokens, train_sources.values()),
+        map(_tokens, validation.values()),
         vocabulary.vocab_size,
     )
     files.write_json(
@@ -270,31 +395,75 @@ def pretrain(
                     "last_step": end,
                     "validation_loss": _last_validation(rows, end),
                     "sources": {n: len(source) for n, source in present.items()},
+                    "shares": mixed.weights,
+                    "passes": {
+                        n: share * phase.rows / len(present[n])
+                        for n, share in mixed.weights.items()
+                    },
                 }
-                for phase, end, present in zip(phases, ends, mixtures, strict=True)
+                for phase, end, present, mixed in zip(phases, ends, mixtures, batches, strict=True)
             ],
         },
     )
 
 
-def _present(phase: Phase, sources: Mapping[str, Any]) -> dict[str, PackedSource]:
-    """Packed rows of the phase's sources; those that the corpus does not have are left out."""
-    views = {
-        name: mixture.view(
-            name,
-            sources,
-            short_length=phase.short_length,
-            long_length=phase.sequence_length // 2,
+def _enhancement(
+    phases: Sequence[Phase],
+    tokenized: Mapping[str, Any],
+    corpus: Path | str | None,
+    instructions: Path | str | None,
+    vocabulary: Tokenizer,
+    num_tasks: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Those of the sources of mixture.enhancement that a mixture names and nobody tokenized."""
+    named = {name.rpartition("/")[2] for phase in phases for name in phase.mixture}
+    wanted = sorted(named & set(mixture.ENHANCEMENT) - tokenized.keys())
+    if not wanted:
+        return {}
+    if corpus is None or instructions is None:
+        raise UserError(
+            f"a mixture names {', '.join(wanted)}, which the tokenized corpus does not have; give "
+            "corpus and instructions, from which they can be made, or tokenize such a source"
         )
-        for name in phase.mixture
-    }
-    packed = {n: PackedSource(v, phase.sequence_length) for n, v in views.items() if v is not None}
-    if not packed:
+    texts = mixture.enhancement(
+        documents.read(Path(corpus) / "corpus", "train"),
+        files.read_jsonl(Path(instructions) / "sft.jsonl"),
+        num_tasks=num_tasks,
+        seed=seed,
+    )
+    return {name: mixture.encode(texts[name], vocabulary) for name in wanted}
+
+
+def _present(phase: Phase, pack: mixture.Rows, sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of the phase's sources; those that the corpus does not have are left out, and said."""
+    packed = {name: pack.pack(name, sources) for name in phase.mixture}
+    found = {name: rows for name, rows in packed.items() if rows is not None and len(rows)}
+    if not found:
         raise UserError(
             f"phase {phase.name!r} finds none of its sources ({', '.join(phase.mixture)}) in the "
             f"corpus, which has {', '.join(sorted(sources))}; change its mixture"
         )
-    return packed
+    if absent := [name for name in packed if name not in found]:
+        log.warning(
+            "phase %r: the corpus has no %s; the other sources take its share",
+            phase.name,
+            ", ".join(absent),
+        )
+    return found
+
+
+def _check_parts(phase: Phase, rows: int) -> None:
+    if rows % phase.parts(rows):
+        raise UserError(
+            f"phase {phase.name!r}: a batch of {rows} rows does not divide into "
+            f"{phase.parts(rows)} parts; change batch_size, ramp or accumulate"
+        )
+
+
+def _tokens(source: TokenSource | TokenReader) -> np.ndarray:
+    """What the frequencies of tokens are counted on: of a source on the disk, its beginning."""
+    return source.tokens(0, _COUNTED) if isinstance(source, TokenReader) else source.tokens
 
 
 def _last_validation(rows: list[dict[str, Any]], step: int) -> float | None:

@@ -6,14 +6,14 @@ traffic is the limit, time as well (a fifth to a third of a step of the demo mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from internlm2_jax import sharding
-from internlm2_jax.kernels.cross_entropy import linear_cross_entropy
+from internlm2_jax.kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
 from internlm2_jax.losses.preference import conditional_reward_loss
 from internlm2_jax.models.remat import Remat
 
@@ -21,11 +21,13 @@ Metrics = dict[str, jax.Array]
 
 
 def language_model_loss(
-    model: Any, z_loss: float = 0.0, remat: Remat = "full"
+    model: Any, z_loss: float = 0.0, remat: Remat = "full", num_sources: int = 0
 ) -> Callable[[Any, dict], tuple[jax.Array, Metrics]]:
     """Mean next-token loss in nats over the unmasked targets of packed rows.
 
-    The batch holds tokens, targets, segment_ids, positions, loss_mask, all [B, T].
+    The batch holds tokens, targets, segment_ids, positions, loss_mask, all [B, T]; with
+    `num_sources` = S also source [B], 0 to S - 1. The metrics then hold what `by_source` reads:
+    source_loss and source_share [S], each source's part of the loss and of its tokens.
     """
 
     def loss_fn(params: Any, batch: dict) -> tuple[jax.Array, Metrics]:
@@ -37,12 +39,43 @@ def language_model_loss(
             remat=remat,
         )
         hidden, head = model.logit_factors(params, hidden)
-        total, weight = linear_cross_entropy(
+        (total, losses), weights = linear_cross_entropy_by_row(
             hidden, head, batch["targets"], batch["loss_mask"], z_loss=z_loss
         )
-        return total / jnp.maximum(weight, 1.0), {"tokens": weight}
+        weight = jnp.sum(weights)
+        metrics = {"tokens": weight}
+        if num_sources:
+            sums = _sums_by_source(batch["source"], num_sources, losses, weights)
+            parts = sums / jnp.maximum(weight, 1.0)
+            metrics |= {"source_loss": parts[0], "source_share": parts[1]}
+        return total / jnp.maximum(weight, 1.0), metrics
 
     return loss_fn
+
+
+def _sums_by_source(source: jax.Array, num_sources: int, *rows: jax.Array) -> jax.Array:
+    """[len(rows), S]: sums of each of `rows` [B] over the rows of a source."""
+    stacked = sharding.constrain(jnp.stack(rows), None, "batch")
+    which = sharding.constrain(source, "batch")[:, None] == jnp.arange(num_sources)
+    # Float sums in one order: a matrix product may lose bits on an accelerator.
+    return jnp.sum(jnp.where(which, stacked[:, :, None], 0.0), axis=1)
+
+
+def by_source(metrics: Metrics, names: Sequence[str]) -> Metrics:
+    """The metrics of a step with loss/NAME, a source's mean loss, for what `by_source` reads.
+
+    Means of parts of a batch, weighted by tokens, give the mean of the batch; NaN stands for a
+    source that the batch does not have.
+    """
+    metrics = dict(metrics)
+    loss, share = metrics.pop("source_loss"), metrics.pop("source_share")
+    means = _ratio(loss, share)
+    return metrics | {f"loss/{name}": means[i] for i, name in enumerate(names)}
+
+
+@jax.jit
+def _ratio(loss: jax.Array, share: jax.Array) -> jax.Array:
+    return jnp.where(share > 0, loss / share, jnp.nan)
 
 
 def evaluate_loss(model: Any) -> Callable[[Any, Iterable[dict]], float]:

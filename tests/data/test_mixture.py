@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from internlm2_jax.data import mixture
 from internlm2_jax.data.documents import TextDocument
+from internlm2_jax.data.pipeline import Batches
+from internlm2_jax.errors import UserError
 
 LENGTHS = np.array([2, 9, 30, 5])
 SOURCE = mixture.TokenDocuments(np.arange(LENGTHS.sum()), LENGTHS)
@@ -38,13 +41,78 @@ def test_at_least_keeps_all_when_none_is_long():
     assert mixture.at_least(SOURCE, 1000).lengths.tolist() == LENGTHS.tolist()
 
 
-def test_views_by_name():
+def test_rows_by_name():
     sources = {"code": SOURCE}
-    options = {"short_length": 4, "long_length": 9}
-    assert mixture.view("code", sources, **options) is SOURCE
-    assert len(mixture.view("long/code", sources, **options).lengths) == 2
-    assert mixture.view("short/code", sources, **options).lengths.max() == 5
-    assert mixture.view("long/text", sources, **options) is None
+    pack = mixture.Rows(64, short_length=4, long_length=9)
+    assert sorted(pack.pack("code", sources).packing.length.tolist()) == [1, 4, 8, 29]
+    assert sorted(pack.pack("long/code", sources).packing.length.tolist()) == [8, 29]
+    assert pack.pack("short/code", sources).packing.length.max() == 4
+    assert pack.pack("long/text", sources) is None
+    with pytest.raises(UserError, match="'far/code' begins with 'far'"):
+        pack.pack("far/code", sources)
+
+
+ROWS = {"high": 100, "moderate": 300, "web": 5000}
+
+
+def shares(epochs, total=1000, **options):
+    weights = {"high": 0.5, "moderate": 0.3, "web": 0.2}
+    return mixture.limited(weights, ROWS, epochs, total=total, row_length=10, **options)
+
+
+def test_without_limits_weights_are_shares():
+    assert shares({}) == pytest.approx({"high": 0.5, "moderate": 0.3, "web": 0.2})
+    assert shares({"high": 5}) == pytest.approx({"high": 0.5, "moderate": 0.3, "web": 0.2})
+
+
+def test_what_a_source_lacks_goes_to_the_others():
+    got = shares({"high": 2, "moderate": 1})
+    # 500 wanted of 200: the rest would give "moderate" 480 of 300, so it is limited in turn.
+    assert got == pytest.approx({"high": 0.1995, "moderate": 0.2995, "web": 0.501})
+
+
+def test_no_row_is_repeated_more_often_than_allowed():
+    sources = {name: Numbered(count) for name, count in ROWS.items()}
+    batches = Batches(sources, shares({"high": 2, "moderate": 1}), batch_size=10, seed=0)
+    seen = collections.Counter()
+    for step in range(100):
+        batch = batches(step)
+        names = (batches.names[i] for i in batch["source"])
+        seen.update(zip(names, batch["row"].tolist(), strict=True))
+    most = collections.Counter()
+    for (name, _), times in seen.items():
+        most[name] = max(most[name], times)
+    assert most == {"high": 2, "moderate": 1, "web": 1}
+    assert sum(n for (name, _), n in seen.items() if name == "high") in (199, 200)
+
+
+class Numbered:
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        return {"row": np.array(row)}
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options", "message"),
+    [
+        ({"high": 2}, {"when_short": "error"}, r"'high' \(2 x 100 rows\) .* 3,000 tokens are miss"),
+        (
+            {"high": 1, "moderate": 1, "web": 0.1},
+            {},
+            r"cannot give its share .* tokens are missing",
+        ),
+        ({"books": 1}, {}, "epochs name 'books', which is not in the mixture of high, moderate"),
+        ({"high": 0}, {"label": "phase 'x'"}, "phase 'x': epochs of 'high' are 0"),
+    ],
+)
+def test_mistakes_in_epochs(epochs, options, message):
+    with pytest.raises(UserError, match=message):
+        shares(epochs, **options)
 
 
 def test_documented_prefers_what_explains_itself():

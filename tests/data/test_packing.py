@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from internlm2_jax.data.packing import ExampleSource, PackedSource, Piece, pack
+from internlm2_jax.data.packing import (
+    ExampleSource,
+    PackedSource,
+    Piece,
+    full_rows,
+    pack,
+    pack_full,
+)
 from internlm2_jax.errors import UserError
 
 lengths_and_capacity = st.tuples(st.lists(st.integers(0, 60)), st.integers(1, 20))
@@ -84,6 +91,27 @@ def test_rows_are_nearly_full_and_packing_is_deterministic():
     assert source.fill_rate == used / (512 * len(source))
     again = pack(lengths, 512)
     assert list(again) == list(source.packing)
+
+
+@given(lengths_and_capacity)
+def test_full_packing_needs_no_look_at_the_lengths(case):
+    lengths, capacity = case
+    packing = pack_full(lengths, capacity)
+    seen = Counter((p.doc, p.start + i) for row in packing for p in row for i in range(p.length))
+    assert seen == Counter((d, i) for d, n in enumerate(lengths) for i in range(n - 1))
+    assert all(0 < sum(p.length for p in row) <= capacity for row in packing)
+    assert len(packing) == full_rows(sum(max(0, n - 1) for n in lengths), capacity)
+
+
+def test_full_packing_cuts_few_documents():
+    lengths = np.random.default_rng(0).lognormal(5, 1, 5_000).astype(int) + 2
+    pieces = Counter(p.doc for row in pack_full(lengths, 2048) for p in row)
+    needless = sum(pieces[d] > -(-(n - 1) // 2048) for d, n in enumerate(lengths.tolist()))
+    assert needless < 5
+    # 7, 6 and 6 transitions go into two rows of 10: the last 6 is cut to fill both holes.
+    assert [list(row) for row in pack_full([7, 7, 8], 10)] == [
+        [Piece(2, 0, 7), Piece(1, 4, 2)], [Piece(0, 0, 6), Piece(1, 0, 4)]
+    ]  # fmt: skip
 
 
 def test_indices_of_rows():

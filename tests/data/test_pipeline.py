@@ -23,7 +23,7 @@ class Rows:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return {"tokens": np.full(4, index, np.int32), "source": np.array(self.source)}
+        return {"tokens": np.full(4, index, np.int32), "which": np.array(self.source)}
 
 
 SOURCES = {"code": Rows(300, 0), "text": Rows(150, 1), "tasks": Rows(40, 2)}
@@ -36,7 +36,7 @@ def rows(batches, first, last):
     return [
         (int(s), int(t))
         for batch in found
-        for s, t in zip(batch["source"], batch["tokens"][:, 0], strict=True)
+        for s, t in zip(batch["which"], batch["tokens"][:, 0], strict=True)
     ]
 
 
@@ -54,7 +54,7 @@ def test_a_batch_does_not_depend_on_what_was_read_before():
 def test_shapes_and_types():
     batch = Batches(SOURCES, WEIGHTS, batch_size=8, seed=0)(1_000_000)
     assert batch["tokens"].shape == (8, 4) and batch["tokens"].dtype == np.int32
-    assert batch["source"].shape == (8,)
+    assert batch["which"].shape == (8,)
 
 
 def test_every_row_once_an_epoch_in_a_new_order():
@@ -113,15 +113,36 @@ def test_weight_zero_leaves_a_source_out():
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_shards_join_to_the_whole_batch(processes):
+def test_parts_join_to_the_whole_batch(processes):
+    """The cursor is the step: processes may come and go in the middle of a run."""
     whole = Batches(SOURCES, WEIGHTS, batch_size=8, seed=5)
-    parts = [
-        Batches(SOURCES, WEIGHTS, batch_size=8, seed=5, shard=(p, processes))
-        for p in range(processes)
-    ]
+    readers = [Batches(SOURCES, WEIGHTS, batch_size=8, seed=5) for _ in range(processes)]
     for step in (0, 1, 17):
-        joined = np.concatenate([part(step)["tokens"] for part in parts])
-        np.testing.assert_array_equal(joined, whole(step)["tokens"])
+        parts = [
+            reader(step, slice(p * 8 // processes, (p + 1) * 8 // processes))
+            for p, reader in enumerate(readers)
+        ]
+        for name, array in whole(step).items():
+            np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), array)
+
+
+def test_rows_carry_their_source():
+    batches = Batches(SOURCES, WEIGHTS, batch_size=50, seed=0)
+    assert batches.names == ["code", "tasks", "text"]
+    batch = batches(3)
+    assert batch["source"].dtype == np.int32
+    names = [batches.names[i] for i in batch["source"]]
+    assert [SOURCES[name].source for name in names] == batch["which"].tolist()
+
+
+def test_a_ramp_takes_the_same_rows_in_smaller_batches():
+    plain = Batches(SOURCES, WEIGHTS, batch_size=1, seed=2)
+    ramped = Batches(SOURCES, WEIGHTS, batch_size=8, ramp=[(3, 2), (2, 4)], seed=2)
+    assert [ramped.size(step) for step in range(7)] == [2, 2, 2, 4, 4, 8, 8]
+    assert [ramped.first_row(step) for step in range(7)] == [0, 2, 4, 6, 10, 14, 22]
+    taken = rows(ramped, 0, 7)
+    assert taken == rows(plain, 0, 30)
+    assert rows(ramped, 5, 6) == taken[14:22]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +162,8 @@ def test_bad_weights(weights, message):
 def test_bad_sizes():
     with pytest.raises(UserError, match="source 'empty' has no rows"):
         Batches({"empty": Rows(0)}, batch_size=8, seed=0)
-    with pytest.raises(UserError, match="multiple of the 3 processes"):
-        Batches(SOURCES, batch_size=8, seed=0, shard=(0, 3))
+    with pytest.raises(UserError, match="batch_size is 4 for 0 steps"):
+        Batches(SOURCES, batch_size=8, seed=0, ramp=[(0, 4)])
     with pytest.raises(UserError, match="batch_size is 0"):
         Batches(SOURCES, batch_size=0, seed=0)
 
@@ -153,5 +174,5 @@ def test_packed_rows_through_the_pipeline():
     batch = Batches({"s": source}, batch_size=4, seed=0)(0)
     assert {n: a.shape for n, a in batch.items()} == dict.fromkeys(
         ["tokens", "targets", "segment_ids", "positions", "loss_mask"], (4, 32)
-    )
+    ) | {"source": (4,)}
     np.testing.assert_array_equal(batch["targets"], batch["tokens"] + 1)

@@ -105,7 +105,7 @@ def test_streams_are_equal(folders, tasks, vocabulary_file):
     ):  # fmt: skip
         reader = TokenReader(folders / "tokens", split, source)
         wanted = [reader[i].tolist() for i in range(len(reader))]
-        assert len(np.diff(reader._before[:, 0])) > 1 or split != "train"
+        assert len(np.diff(reader.before[:, 0])) > 1 or split != "train"
         assert read(seqio.TaskRegistry.get(f"t_{task}"), split=split) == wanted
         assert read(seqio.TaskRegistry.get(f"x_{task}"), split=split) == wanted
         assert wanted == [d.tolist() for d in map(TokenSource(
@@ -156,6 +156,22 @@ def test_the_mixture_keeps_the_shares_of_tokens(folders, tasks, vocabulary_file)
     assert set(only.rate_per_task_name) == {"c_code"}
     text = tasks.register_corpus(folders, vocabulary_file, name="d", rates={"code": 1})
     assert set(text.rate_per_task_name) == {"d_code"}
+
+
+@needs_seqio
+def test_the_mixture_gives_each_source_in_the_order_that_training_reads(folders, tasks):
+    mixture = tasks.register(folders / "tokens", name="m", rates={"code": 1, "web-text": 2})
+    rows = mixture.get_dataset(split="train", shuffle=False, num_epochs=None).take(300)
+    streams = {source: read_all(folders, source) for source in ("code", "web-text")}
+    owner = {tuple(doc): source for source, docs in streams.items() for doc in docs}
+    found = {source: [] for source in streams}
+    for row in rows.as_numpy_iterator():
+        document = row["targets"].tolist()
+        found[owner[tuple(document)]].append(document)
+    for source, documents in found.items():
+        epochs = -(-len(documents) // len(streams[source]))
+        assert epochs >= 2
+        assert documents == (streams[source] * epochs)[: len(documents)]
 
 
 def read_all(folders, source):

@@ -1,0 +1,191 @@
+"""Phases, mixtures and schedules through the stage itself: numbers, kills, mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from token_folder import random_documents, write_tokens
+
+from internlm2_jax import files
+from internlm2_jax.data.pipeline import Batches
+from internlm2_jax.data.tokenizer import Tokenizer
+from internlm2_jax.errors import UserError
+from internlm2_jax.models.config import preset
+from internlm2_jax.stages import Phase, pretrain
+
+VOCAB = 512
+COMMON = {"rope_theta": 1e4, "learning_rate": 1e-2}
+PHASES = [
+    Phase(
+        name="short", steps=6, sequence_length=32, batch_size=8, ramp=[(3, 4)],
+        accumulate=4, schedule="wsd", decay_steps=2, decay="sqrt", warmup=1, final_ratio=0.5,
+        mixture={"code": 3, "text": 1}, epochs={"code": 1}, z_loss=1e-4, **COMMON,
+    ),
+    Phase(
+        name="long", steps=3, sequence_length=128, batch_size=2, final_ratio=0.1, clip_norm=0.5,
+        mixture={"short/code": 1, "long/text": 1}, short_length=16, **COMMON,
+    ),
+    Phase(
+        name="enhancement", steps=2, sequence_length=128, batch_size=1,
+        mixture={"stem": 0.65, "text": 0.35}, weight_decay=0.0, **COMMON,
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer(vocabulary, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    sources = {
+        "code": random_documents(0, 100, 60, VOCAB),
+        "text": random_documents(1, 60, 200, VOCAB),
+        "stem": random_documents(2, 40, 30, VOCAB),
+    }
+    validation = {"code": random_documents(3, 10, 60, VOCAB)}
+    write_tokens(
+        folder / "tokens", {"train": sources, "validation": validation},
+        vocab_size=VOCAB, sha256=vocabulary.sha256,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _model(tokenizer, vocabulary, tmp_path_factory):
+    """The tokenizer.model beside the tokens; the `vocabulary` fixture keeps the file."""
+    base = tmp_path_factory.getbasetemp()
+    (path,) = [
+        p
+        for p in base.glob("tokenizer*/tokenizer.model")
+        if Tokenizer.load(p).sha256 == vocabulary.sha256
+    ]
+    shutil.copyfile(path, tokenizer / "tokenizer.model")
+
+
+def train(folder, tokenizer, phases=PHASES, **options):
+    pretrain(
+        folder,
+        tokenizer=tokenizer,
+        model=preset("tiny"),
+        phases=phases,
+        **{"validation_tokens": 256, "checkpoint_every": 4, "log_every": 1, **options},
+    )
+    return files.read_jsonl(folder / "metrics.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    # A source of more than 3000 tokens stays on the disk: code and text.
+    return folder, train(folder, tokenizer, in_memory_tokens=3000, window_tokens=500, windows=2)
+
+
+def test_phases_follow_each_other_with_their_own_settings(whole):
+    folder, rows = whole
+    rows = [row for row in rows if row["split"] == "train"]
+    assert [row["phase"] for row in rows] == ["short"] * 6 + ["long"] * 3 + ["enhancement"] * 2
+    assert [row["batch_size"] for row in rows] == [4, 4, 4, 8, 8, 8, 2, 2, 2, 1, 1]
+    peak, half = 1e-2, 0.5
+    decay = [1, 1 - half * np.sqrt(0.5)]
+    cosine = [0.1 + 0.9 * (1 + np.cos(np.pi * k / 3)) / 2 for k in range(3)]
+    wanted = [0, 1, 1, 1, *decay, *cosine, 1, 1]
+    np.testing.assert_allclose(
+        [r["learning_rate"] for r in rows], np.multiply(peak, wanted), rtol=1e-5
+    )
+    result = files.read_json(folder / "result.json")
+    assert result["tokens_seen"] == 32 * (3 * 4 + 3 * 8) + 128 * (3 * 2 + 2)
+    assert [p["name"] for p in result["phases"]] == ["short", "long", "enhancement"]
+    for phase in result["phases"]:
+        assert sum(phase["shares"].values()) == pytest.approx(1)
+        for name, limit in phase["epochs"].items():
+            assert phase["passes"][name] <= limit
+
+
+def test_loss_of_each_source_is_logged(whole):
+    _, rows = whole
+    first = next(row for row in rows if row["split"] == "train" and row["batch_size"] == 8)
+    assert {key for key in first if key.startswith("loss/")} == {"loss/code", "loss/text"}
+    means = [first["loss/code"], first["loss/text"]]
+    assert min(means) <= first["loss"] <= max(means)
+    last = [row for row in rows if row["split"] == "train"][-1]
+    assert {key for key in last if key.startswith("loss/")} == {"loss/stem", "loss/text"}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_killed_and_continued_is_the_same(whole, tokenizer, tmp_path, monkeypatch):
+    folder, _ = whole
+    options = {"in_memory_tokens": 3000, "window_tokens": 500, "windows": 2}
+    real, calls = Batches.__call__, []
+
+    def dying(self, *arguments):
+        calls.append(arguments)
+        if len(calls) > 7:
+            raise Killed
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Batches, "__call__", dying)
+        train(tmp_path / "run", tokenizer, **options)
+    train(tmp_path / "run", tokenizer, **options, prefetch=1)
+    for name in ("metrics.jsonl", "result.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_eight_devices_train_alike(tokenizer, tmp_path):
+    phase = dataclasses.replace(PHASES[0], ramp=(), accumulate=1, steps=3)
+    one, eight = (
+        train(tmp_path / str(number), tokenizer, [phase], layout=layout, in_memory_tokens=3000)
+        for number, layout in enumerate(["", "fsdp=8"])
+    )
+    for row, other in zip(one, eight, strict=True):
+        for name in ("loss", "loss/code", "loss/text"):
+            if row.get(name) is not None:
+                assert other[name] == pytest.approx(row[name], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": "step"}, "phase 'short': schedule is 'step'; cosine or wsd"),
+        ({"schedule": "cosine"}, "decay_steps need schedule='wsd'"),
+        ({"ramp": [(9, 2)]}, "its ramp is longer than its 6 steps"),
+    ],
+)
+def test_mistakes_in_a_phase(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(PHASES[0], **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"ramp": [(1, 6)], "accumulate": 3}, {}, "8 rows does not divide into 3 parts"),
+        ({"ramp": [(1, 3)], "accumulate": 1}, {"layout": "fsdp=4,tensor=2"}, "batch_size: 3 does"),
+        ({"mixture": {"books": 1}, "epochs": {}}, {}, "finds none of its sources"),
+        ({"mixture": {"special": 1}, "epochs": {}}, {}, "names special, which .* give corpus and"),
+        ({"epochs": {"code": 1e-3}, "when_short": "error"}, {}, "phase 'short': 'code' .* missing"),
+    ],
+)
+def test_mistakes_of_a_run(tokenizer, tmp_path, change, options, message):
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, tokenizer, [dataclasses.replace(PHASES[0], **change)], **options)
+
+
+def test_an_absent_source_is_said(tokenizer, tmp_path, caplog):
+    phase = dataclasses.replace(PHASES[2], mixture={"stem": 1, "books": 1}, steps=1)
+    train(tmp_path, tokenizer, [phase])
+    assert "the corpus has no books; the other sources take its share" in caplog.text
+
+
+def test_mup_changes_the_start(tokenizer, tmp_path):
+    phase = dataclasses.replace(PHASES[2], steps=1)
+    width = preset("tiny").embed_dim
+    same, narrow = (
+        train(tmp_path / str(base), tokenizer, [phase], mup_base_width=base)
+        for base in (width, width // 4)
+    )
+    assert narrow[0]["loss"] != same[0]["loss"]
