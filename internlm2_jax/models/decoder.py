@@ -38,6 +38,8 @@ from internlm2_jax.models.layers import MLP, Embedding, Linear, RMSNorm, depth_s
 from internlm2_jax.models.remat import Remat, repeats_mlp
 from internlm2_jax.models.remat import remat as rematerialise
 
+PART_OF_MLP = 4096  # tokens of a device; half as many would leave the weights' traffic to be seen
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
@@ -81,7 +83,22 @@ class Block(nnx.Module):
         return self.feed_forward(x, frugal)
 
     def feed_forward(self, x: Float[Array, "B T D"], frugal: bool = False) -> Array:
-        return self.add(x, self.mlp(self.mlp_norm(x), frugal))
+        """x + mlp(norm(x)).
+
+        The backward pass has six arrays of the MLP's width alive, more than of anything else.
+        `frugal` takes a device's tokens in parts, each computed again for its gradient, so that the
+        six are of one part. Gradients of the weights are then summed over the parts in the dtype
+        of the products.
+        """
+        weights = self.mlp.in_use(x.dtype)
+
+        def apply(x: Array) -> Array:
+            return self.add(x, self.mlp(self.mlp_norm(x), weights))
+
+        if not frugal:
+            return apply(x)
+        x = sharding.in_parts(apply, x, PART_OF_MLP)
+        return sharding.constrain(x, "batch", "residual_length", None)
 
     def add(self, x: Float[Array, "B T D"], branch: Float[Array, "B T D"]) -> Array:
         return x + (branch if self.scale == 1.0 else branch * self.scale)

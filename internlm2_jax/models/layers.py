@@ -96,15 +96,7 @@ class Embedding(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate x) * up x). In checkpoints gate, up, down are w1, w3, w2.
-
-    Six arrays of the hidden width are alive in the backward pass, more than anything else of a
-    block. `frugal` takes the tokens in parts, each computed again for its gradient, so that the six
-    are of one part (a device has at most `PART` tokens of it at a time, or little more). Gradients
-    of the weights are then summed over the parts in the dtype of the products.
-    """
-
-    PART = 4096
+    """SwiGLU: down(silu(gate x) * up x). In checkpoints gate, up, down are w1, w3, w2."""
 
     def __init__(self, key: Array, dim: int, hidden: int, std: float, down_std: float | Array):
         gate, up, down = jax.random.split(key, 3)
@@ -112,20 +104,18 @@ class MLP(nnx.Module):
         self.up = Linear(up, (dim, hidden), ("embed", "mlp"), std=std)
         self.down = Linear(down, (hidden, dim), ("mlp", "embed"), std=down_std)
 
-    def __call__(self, x: Float[Array, "B T D"], frugal: bool = False) -> Float[Array, "B T D"]:
+    def in_use(self, dtype: Any) -> tuple[Array, Array, Array]:
+        """The three weights as products take them (see `Linear.in_use`)."""
+        return self.gate.in_use(dtype), self.up.in_use(dtype), self.down.in_use(dtype)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], weights: tuple[Array, Array, Array] | None = None
+    ) -> Float[Array, "B T D"]:
         x = sharding.constrain(x, "batch", "length", None)
-        gate_in, up_in, down_in = (p.in_use(x.dtype) for p in (self.gate, self.up, self.down))
-
-        def apply(x: Array) -> Array:
-            gate = checkpoint_name(self.gate(x, weight=gate_in), "gate")
-            up = checkpoint_name(self.up(x, weight=up_in), "up")
-            return self.down(jax.nn.silu(gate) * up, weight=down_in)
-
-        if not frugal:
-            return apply(x)
-        return sharding.constrain(
-            sharding.in_parts(apply, x, self.PART), "batch", "residual_length", None
-        )
+        of_gate, of_up, of_down = weights or self.in_use(x.dtype)
+        gate = checkpoint_name(self.gate(x, weight=of_gate), "gate")
+        up = checkpoint_name(self.up(x, weight=of_up), "up")
+        return self.down(jax.nn.silu(gate) * up, weight=of_down)
 
 
 def depth_std(std: float, layer: Array) -> Array:

@@ -9,7 +9,7 @@ import pytest
 
 from internlm2_jax.errors import UserError
 from internlm2_jax.infer import cache as kv
-from internlm2_jax.models import layers, rope
+from internlm2_jax.models import decoder, rope
 from internlm2_jax.models.build import build, head_of, swap_head
 from internlm2_jax.models.config import preset
 from internlm2_jax.models.rope_scaling import DynamicNTK
@@ -199,7 +199,7 @@ def test_a_frugal_mlp_is_the_same_mlp(monkeypatch):
     tokens = jax.random.randint(jax.random.key(1), (2, 64), 0, model.cfg.vocab_size)
 
     def run(part):
-        monkeypatch.setattr(layers.MLP, "PART", part)
+        monkeypatch.setattr(decoder, "PART_OF_MLP", part)
 
         def loss(params):
             return jnp.mean(jnp.square(model.logits(params, tokens, remat="full")))
