@@ -22,6 +22,9 @@ from jax.experimental import multihost_utils
 
 from internlm2_jax.errors import UserError
 
+# A process that ends with an error waits so long for the others, then has them ended: they may be
+# in a collective that waits for it.
+SHUTDOWN_SECONDS = 30
 BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -33,7 +36,8 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
     if jax.distributed.is_initialized():
         return
     if kind := cluster(environment):
-        jax.distributed.initialize(**(_by_hand(environment) if kind == "by hand" else {}))
+        by_hand = _by_hand(environment) if kind == "by hand" else {}
+        jax.distributed.initialize(**by_hand, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
 
 
 def cluster(environment: Mapping[str, str] = os.environ) -> str | None:

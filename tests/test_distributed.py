@@ -32,6 +32,7 @@ def test_by_hand(monkeypatch):
         distributed.jax.distributed, "initialize", lambda **given: seen.update(given)
     )
     distributed.start(HAND)
+    assert seen.pop("shutdown_timeout_seconds") == distributed.SHUTDOWN_SECONDS
     assert seen == {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}
 
 
