@@ -150,10 +150,13 @@ class TokenReader:
     def records(
         self, first: int = 0, last: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(lengths of the documents, tokens) of records [first, last), in order."""
-        for record in range(len(self.before) - 1)[first:last]:
-            ends, tokens = self._record(record)
-            yield np.diff(ends, prepend=0), tokens
+        """(lengths of the documents, tokens) of records [first, last), in order, many a read."""
+        first, last, _ = slice(first, last).indices(len(self.before) - 1)
+        while first < last:
+            shard = int(np.searchsorted(self._first, first, side="right")) - 1
+            end = min(first + RECORDS_A_READ, last, int(self._first[shard + 1]))
+            yield from self._read(shard, first, end)
+            first = end
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files: grain copies sources to other processes."""
@@ -162,20 +165,25 @@ class TokenReader:
     def _record(self, record: int) -> tuple[np.ndarray, np.ndarray]:
         """(ends of the documents, tokens) of a record."""
         if self._kept is None or self._kept[0] != record:
-            number = int(np.searchsorted(self._first, record, side="right")) - 1
-            shard = self._shards[number]
-            try:
-                if number not in self._readers:
-                    self._readers[number] = ArrayRecordReader(str(shard))
-                (data,) = self._readers[number].read([record - int(self._first[number])])
-                lengths, tokens = record_arrays(data)
-                expected = self.before[record + 1] - self.before[record]
-                if (len(lengths), len(tokens)) != tuple(expected):
-                    raise ValueError("a record is not as its index says")
-            except (RuntimeError, ValueError, IndexError) as error:
-                raise _damaged(shard, str(error)) from error
+            shard = int(np.searchsorted(self._first, record, side="right")) - 1
+            ((lengths, tokens),) = self._read(shard, record, record + 1)
             self._kept = record, np.cumsum(lengths, dtype=np.int64), tokens
         return self._kept[1:]
+
+    def _read(self, number: int, first: int, last: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(lengths, tokens) of records [first, last), all of one shard; checks the index."""
+        shard, before = self._shards[number], int(self._first[number])
+        try:
+            if number not in self._readers:
+                self._readers[number] = ArrayRecordReader(str(shard))
+            data = self._readers[number].read(list(range(first - before, last - before)))
+            found = list(map(record_arrays, data))
+            counts = [(len(lengths), len(tokens)) for lengths, tokens in found]
+            if not np.array_equal(counts, np.diff(self.before[first : last + 1], axis=0)):
+                raise ValueError("a record is not as its index says")
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise _damaged(shard, str(error)) from error
+        return found
 
 
 def read_manifest(

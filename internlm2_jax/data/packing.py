@@ -214,22 +214,52 @@ class PackedSource:
         return int(self.packing.length.sum()) / max(1, len(self) * self.row_length)
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-        pieces = self.packing.pieces(row)
+        row = range(len(self))[row]
+        return {name: column[0] for name, column in self.take([row]).items()}
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows together, {name: [rows, T]}: a few gathers, however many there are."""
+        rows, row_ends = np.asarray(rows, np.int64), self.packing.ends
+        first_pieces = np.where(rows > 0, row_ends[rows - 1], 0)
+        counts = row_ends[rows] - first_pieces
+        pieces = _ranges(first_pieces, counts)
         lengths = self.packing.length[pieces]
-        firsts = np.cumsum(lengths) - lengths
-        used = int(lengths.sum())
-        out = {
-            name: np.zeros(self.row_length, np.int32)
-            for name in ("tokens", "targets", "segment_ids", "positions")
+        ends = np.cumsum(lengths)  # of the pieces, in the transitions of these rows end to end
+        before = ends - lengths
+        first_of_row = np.cumsum(counts) - counts
+        row_before = before[first_of_row]
+        segments = np.arange(1, len(pieces) + 1) - np.repeat(first_of_row, counts)
+        starts, total = self._from[pieces], int(lengths.sum())
+        order = np.arange(total)
+        at = order + np.repeat(starts - before, lengths)
+        tokens = self._tokens[at].astype(np.int32)
+        targets = np.empty_like(tokens)
+        targets[:-1] = tokens[1:]  # the next token, but for the last of a piece
+        targets[ends - 1] = self._tokens[starts + lengths]
+        columns = {
+            "tokens": tokens,
+            "targets": targets,
+            "segment_ids": np.repeat(segments.astype(np.int32), lengths),
+            "positions": (order - np.repeat(before, lengths)).astype(np.int32),
+            "loss_mask": np.ones(total, np.float32)
+            if self._mask is None
+            else self._mask[at + 1].astype(np.float32),
         }
-        at = np.arange(used) + np.repeat(self._from[pieces] - firsts, lengths)
-        out["tokens"][:used] = self._tokens[at]
-        out["targets"][:used] = self._tokens[at + 1]
-        out["segment_ids"][:used] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-        out["positions"][:used] = np.arange(used) - np.repeat(firsts, lengths)
-        out["loss_mask"] = np.zeros(self.row_length, np.float32)
-        out["loss_mask"][:used] = 1 if self._mask is None else self._mask[at + 1]
-        return out
+        shape = (len(rows), self.row_length)
+        if total < shape[0] * shape[1]:  # some row has padding at its end
+            place = order + np.repeat(np.arange(len(rows)) * self.row_length - row_before,
+                                      np.diff(row_before, append=total))  # fmt: skip
+            for name, column in columns.items():
+                padded = np.zeros(shape[0] * shape[1], column.dtype)
+                padded[place] = column
+                columns[name] = padded
+        return {name: column.reshape(shape) for name, column in columns.items()}
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """[starts[0], starts[0] + 1, ...] with counts[0] numbers, then of starts[1], and so on."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
 class ExampleSource(PackedSource):

@@ -1,12 +1,13 @@
-"""Batches as a pure function of the step: mix, shuffle, repeat, batch, on grain.
+"""Batches as a pure function of the step: mix, shuffle, repeat, batch.
 
 `batches(step)` depends on the sources, weights, batch sizes and seed, never on what was read
 before: to resume is to ask for the next step, and there is no iterator state to save. Nor does it
 depend on how many processes read: each asks for its own rows of the same batch. Pre-training and
 supervised fine-tuning use the same class; only the sources differ.
 
-Order costs 4 us a row, but grain's shuffle walks a space of 65,536 places, so a source of n rows
-below some thousands costs about 25 ms / n a row: 0.3 ms at 90 rows, 3 ms at 7.
+Rows of one source in a batch are built together, which is why grain does not mix and shuffle here:
+its bookkeeping took more time per row than building the row (benchmarks/token_loading.py).
+`Batches.dataset` gives the batches to who composes with grain.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from internlm2_jax.data.packing import PackedSource
-from internlm2_jax.data.windows import ShuffledWindows, WindowedSource
+from internlm2_jax.data.windows import Order, WindowedSource
 from internlm2_jax.errors import UserError
 
-# grain mixes by whole numbers; of so many parts, cut off, no source gets more than its share.
+# Shares as whole numbers, cut off: of so many parts, no source gets more than its share.
 _PARTS = 2**40
 
 
@@ -57,8 +58,6 @@ class Batches:
         seed: int,
         ramp: Sequence[tuple[int, int]] = (),
     ):
-        import grain  # imports jax: some seconds
-
         self.weights = _shares(sources, weights)
         self.names = list(self.weights)
         for steps, size in [*ramp, (1, batch_size)]:
@@ -68,10 +67,14 @@ class Batches:
         # Steps and rows before each size.
         self._steps = [0, *itertools.accumulate(steps for steps, _ in ramp)]
         self._rows = [0, *itertools.accumulate(steps * size for steps, size in ramp)]
-        self._mixture = grain.MapDataset.mix(
-            [self._endless(grain, name, sources[name], seed) for name in self.names],
-            weights=[max(1, int(_PARTS * w)) for w in self.weights.values()],
-        )
+        self._parts = [max(1, int(_PARTS * w)) for w in self.weights.values()]
+        self._sources = [sources[name] for name in self.names]
+        for name, source in zip(self.names, self._sources, strict=True):
+            if not len(source):
+                raise UserError(f"source {name!r} has no rows; give it text or leave it out")
+        # By name, so that adding a source does not reorder the others.
+        seeds = [(seed * 0x9E3779B1 + zlib.crc32(n.encode())) % 2**32 for n in self.names]
+        self._orders = list(map(Order, self._sources, seeds))
 
     def size(self, step: int) -> int:
         """Rows in the batch of `step`."""
@@ -85,24 +88,53 @@ class Batches:
     def __call__(self, step: int, part: slice = slice(None)) -> dict[str, np.ndarray]:
         """The batch of `step`, 0 being the first; or only its rows `part`."""
         first = self.first_row(step)
-        rows = [self._mixture[first + i] for i in range(self.size(step))[part]]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        chosen = [self._choose(first + i) for i in range(self.size(step))[part]]
+        source = np.array([number for number, _ in chosen], np.int32)
+        batch: dict[str, np.ndarray] = {}
+        for number in dict.fromkeys(source.tolist()):
+            here = np.flatnonzero(source == number)
+            rows = [self._orders[number](chosen[i][1]) for i in here]
+            for name, column in _take(self._sources[number], rows).items():
+                if len(here) == len(chosen):
+                    batch[name] = column
+                    continue
+                if name not in batch:
+                    batch[name] = np.empty((len(chosen), *column.shape[1:]), column.dtype)
+                batch[name][here] = column
+        return {**batch, "source": source}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """All batches from step 0 on, without end."""
         return map(self, itertools.count())
 
-    def _endless(self, grain: Any, name: str, source: RowSource, seed: int) -> Any:
-        if not len(source):
-            raise UserError(f"source {name!r} has no rows; give it text or leave it out")
-        # By name, so that adding a source does not reorder the others.
-        own_seed = (seed * 0x9E3779B1 + zlib.crc32(name.encode())) % 2**32
-        number = np.int32(self.names.index(name))
-        if isinstance(source, WindowedSource):
-            rows = grain.MapDataset.source(ShuffledWindows(source, own_seed))
-        else:
-            rows = grain.MapDataset.source(source).seed(own_seed).shuffle().repeat()
-        return rows.map(lambda row: {**row, "source": number})
+    def dataset(self, steps: int) -> Any:
+        """The batches of the first `steps` steps as a grain MapDataset."""
+        import grain  # imports jax: some seconds
+
+        return grain.MapDataset.range(steps).map(self)
+
+    def _choose(self, row: int) -> tuple[int, int]:
+        """(source, place in its order) of a row of the mixture.
+
+        Of the rows before k, the first source has the share of them that is its own, rounded up;
+        of those left the second its share of what is left, and so on. A row belongs to the source
+        whose count it raises.
+        """
+        before, after, left = row, row + 1, sum(self._parts)
+        for number, part in enumerate(self._parts):
+            others_before, others_after = (k * (left - part) // left for k in (before, after))
+            if after - others_after > before - others_before:
+                return number, before - others_before
+            before, after, left = others_before, others_after, left - part
+        raise AssertionError("the last source takes what is left")
+
+
+def _take(source: Any, rows: list[int]) -> dict[str, np.ndarray]:
+    """Rows of a source together: {name: [rows, ...]}."""
+    if isinstance(source, (PackedSource, WindowedSource)):
+        return source.take(rows)
+    found = [source[row] for row in rows]
+    return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
 
 def _shares(

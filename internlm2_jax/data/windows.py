@@ -16,9 +16,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,8 +90,21 @@ class WindowedSource:
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         row = range(len(self))[row]
-        window = int(np.searchsorted(self.first_row, row, side="right")) - 1
-        return self._window(window)[row - int(self.first_row[window])]
+        return {name: column[0] for name, column in self.take([row]).items()}
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Some rows together, {name: [rows, T]}."""
+        rows = np.asarray(rows, np.int64)
+        windows = np.searchsorted(self.first_row, rows, side="right") - 1
+        found: dict[str, np.ndarray] = {}
+        for window in np.unique(windows):
+            here = np.flatnonzero(windows == window)
+            part = self._window(int(window)).take(rows[here] - self.first_row[window])
+            for name, column in part.items():
+                if name not in found:
+                    found[name] = np.empty((len(rows), *column.shape[1:]), column.dtype)
+                found[name][here] = column
+        return found
 
     def _window(self, number: int) -> PackedSource:
         if number in self._windows:
@@ -117,44 +130,37 @@ class WindowedSource:
         return packed
 
 
-class ShuffledWindows:
-    """The rows of a `WindowedSource` in the order of one epoch after another, without end.
+class Order:
+    """The rows of a source in the order of one epoch after another, without end.
 
-    `ShuffledWindows(source, seed)[place]`: every row of the source once in each epoch. `kept`
-    windows of the source are in use at a time.
+    `order(place)` is the row at `place`, 0 being the first of all: every row once in each epoch.
+    A `WindowedSource` is gone through `kept` windows at a time; any other source is one window.
     """
 
-    def __init__(self, source: WindowedSource, seed: int):
-        self._source, self._seed = source, seed
+    def __init__(self, source: Any, seed: int):
+        windowed = isinstance(source, WindowedSource)
+        self._first = source.first_row if windowed else np.array([0, len(source)])
+        self._kept = source.kept if windowed else 1
+        self._rows, self._seed = len(source), seed
         # A batch may lie on both sides of a border.
         self._epoch = functools.lru_cache(maxsize=2)(self._epoch_order)
         self._group = functools.lru_cache(maxsize=2)(self._group_order)
 
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, place: int) -> dict[str, np.ndarray]:
-        return self._source[self.row(place)]
-
-    def row(self, place: int) -> int:
-        """Which row stands at `place`, 0 being the first of all."""
-        epoch, place = divmod(place, len(self._source))
+    def __call__(self, place: int) -> int:
+        epoch, place = divmod(place, self._rows)
         before = self._epoch(epoch)[1]
-        group = int(np.searchsorted(before[:: self._source.kept], place, side="right")) - 1
-        start = group * self._source.kept
-        return int(self._group(epoch, group)[place - before[start]])
+        group = int(np.searchsorted(before[:: self._kept], place, side="right")) - 1
+        return int(self._group(epoch, group)[place - before[group * self._kept]])
 
     def _epoch_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Windows in the epoch's order, and the rows before each of them."""
-        first = self._source.first_row
-        windows = np.random.default_rng([self._seed, epoch]).permutation(len(first) - 1)
-        return windows, np.concatenate([[0], np.cumsum(np.diff(first)[windows])])
+        windows = np.random.default_rng([self._seed, epoch]).permutation(len(self._first) - 1)
+        return windows, np.concatenate([[0], np.cumsum(np.diff(self._first)[windows])])
 
     def _group_order(self, epoch: int, group: int) -> np.ndarray:
         """Rows of the epoch's `group`-th few windows, in the epoch's order."""
-        kept, first = self._source.kept, self._source.first_row
-        windows = self._epoch(epoch)[0][group * kept : (group + 1) * kept]
-        rows = np.concatenate([np.arange(first[w], first[w + 1]) for w in windows])
+        windows = self._epoch(epoch)[0][group * self._kept : (group + 1) * self._kept]
+        rows = np.concatenate([np.arange(self._first[w], self._first[w + 1]) for w in windows])
         return np.random.default_rng([self._seed, epoch, group]).permutation(rows)
 
 

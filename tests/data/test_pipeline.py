@@ -51,6 +51,14 @@ def test_a_batch_does_not_depend_on_what_was_read_before():
         np.testing.assert_array_equal(batch["tokens"], forward[step]["tokens"])
 
 
+def test_the_same_batches_through_grain():
+    batches = Batches(SOURCES, WEIGHTS, batch_size=8, seed=3)
+    found = list(batches.dataset(5).to_iter_dataset())
+    assert len(found) == 5
+    for step, batch in enumerate(found):
+        np.testing.assert_array_equal(batch["tokens"], batches(step)["tokens"])
+
+
 def test_shapes_and_types():
     batch = Batches(SOURCES, WEIGHTS, batch_size=8, seed=0)(1_000_000)
     assert batch["tokens"].shape == (8, 4) and batch["tokens"].dtype == np.int32

@@ -11,7 +11,7 @@ from token_folder import write_tokens
 from internlm2_jax.data import mixture
 from internlm2_jax.data.manifest import TokenReader, TokenSource, open_split
 from internlm2_jax.data.pipeline import Batches
-from internlm2_jax.data.windows import ShuffledWindows, WindowedSource, count_long
+from internlm2_jax.data.windows import Order, WindowedSource, count_long
 from internlm2_jax.errors import UserError
 
 LENGTHS = np.random.default_rng(0).integers(2, 70, 400)
@@ -69,11 +69,11 @@ def test_rows_are_counted_without_reading(reader, monkeypatch):
 
 def test_no_more_windows_in_memory_than_kept(reader):
     source = WindowedSource(reader, 32, window_tokens=900, kept=3)
-    order = ShuffledWindows(source, 0)
+    order = Order(source, 0)
     opened = []
     real, source._window = source._window, lambda n: opened.append(n) or real(n)
     for place in range(2 * len(source)):
-        order[place]
+        source[order(place)]
         assert len(source._windows) <= 3
     # Of each three windows all rows are taken before the next: two epochs read each window twice.
     loads = [n for i, n in enumerate(opened) if n not in opened[max(0, i - 400) : i]]
@@ -82,15 +82,15 @@ def test_no_more_windows_in_memory_than_kept(reader):
 
 def test_an_epoch_has_every_row_once_in_a_new_order(reader):
     source = WindowedSource(reader, 32, window_tokens=900, kept=3)
-    order = ShuffledWindows(source, 5)
+    order = Order(source, 5)
     count = len(source)
-    epochs = [[order.row(e * count + i) for i in range(count)] for e in range(3)]
+    epochs = [[order(e * count + i) for i in range(count)] for e in range(3)]
     assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 3
-    assert [order.row(place) for place in (count + 3, 1, 0)] == [
+    assert [order(place) for place in (count + 3, 1, 0)] == [
         epochs[1][3], epochs[0][1], epochs[0][0]
     ]  # fmt: skip
-    assert [ShuffledWindows(source, 6).row(i) for i in range(count)] != epochs[0]
+    assert [Order(source, 6)(i) for i in range(count)] != epochs[0]
     # Neighbours come from different windows, not from one after the other.
     window = np.searchsorted(source.first_row, epochs[0][:40], side="right")
     assert len(set(window.tolist())) == 3

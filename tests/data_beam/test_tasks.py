@@ -161,7 +161,7 @@ def test_the_mixture_keeps_the_shares_of_tokens(folders, tasks, vocabulary_file)
 @needs_seqio
 def test_the_mixture_gives_each_source_in_the_order_that_training_reads(folders, tasks):
     mixture = tasks.register(folders / "tokens", name="m", rates={"code": 1, "web-text": 2})
-    rows = mixture.get_dataset(split="train", shuffle=False, num_epochs=None).take(300)
+    rows = mixture.get_dataset(split="train", shuffle=False, num_epochs=None).take(1500)
     streams = {source: read_all(folders, source) for source in ("code", "web-text")}
     owner = {tuple(doc): source for source, docs in streams.items() for doc in docs}
     found = {source: [] for source in streams}
