@@ -118,7 +118,10 @@ def ended(running: list[subprocess.Popen], status: int = 0) -> list[str]:
     assert [code for _, _, code in results] == [status] * len(running), "\n".join(
         error[-3000:] for _, error, _ in results
     )
-    return [out for out, _, _ in results]
+    # gloo writes to standard output as well
+    return [
+        "".join(x for x in out.splitlines() if x.startswith("process ")) for out, _, _ in results
+    ]
 
 
 def trainer(folder: Path, layout: str, steps: int, killed_at: int = -1) -> list[str]:
