@@ -96,9 +96,9 @@ def peer(python: str, target: Path, topology: str, layout: str, length: int, row
 
 def ours(target: Path, topology: str, layout: str, length: int, rows: float, remat: str) -> None:
     """The same through our own step."""
+    from internlm2_jax.chips import parse_topology
     from internlm2_jax.models.config import preset
     from internlm2_jax.plan import steps
-    from internlm2_jax.plan.chips import parse_topology
     from internlm2_jax.plan.compile import compile_lowered, devices_of
     from internlm2_jax.sharding import Layout
 
@@ -145,9 +145,9 @@ def measure(target: Path, topology: str, length: int, rows: float) -> dict[str, 
     """The figures of one compiled step, by our counter and roofline."""
     from types import SimpleNamespace
 
+    from internlm2_jax.chips import GIB, parse_topology
     from internlm2_jax.models.config import preset
     from internlm2_jax.plan import analytic, hlo, roofline
-    from internlm2_jax.plan.chips import GIB, parse_topology
     from internlm2_jax.plan.links import Links
 
     pod = parse_topology(topology)

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from internlm2_jax.chips import Topology, parse_topology
 from internlm2_jax.errors import UserError
 from internlm2_jax.plan import environment
-from internlm2_jax.plan.chips import Topology, parse_topology
 from internlm2_jax.progress import Progress
 
 

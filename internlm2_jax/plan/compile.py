@@ -22,9 +22,9 @@ import jaxlib
 from jax.experimental import topologies
 
 from internlm2_jax import files
+from internlm2_jax.chips import GIB, Topology
 from internlm2_jax.errors import UserError
 from internlm2_jax.plan import environment
-from internlm2_jax.plan.chips import GIB, Topology
 
 
 @dataclasses.dataclass(frozen=True)

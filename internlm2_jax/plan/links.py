@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from internlm2_jax.plan.chips import Topology
+from internlm2_jax.chips import Topology
 from internlm2_jax.plan.hlo import Collective
 
 HOP_SECONDS = 1e-6

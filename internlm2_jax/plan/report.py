@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from internlm2_jax.chips import GIB, Topology
 from internlm2_jax.plan import analytic, hlo, roofline
-from internlm2_jax.plan.chips import GIB, Topology
 from internlm2_jax.plan.compile import Compiled
 from internlm2_jax.plan.links import Links
 from internlm2_jax.plan.roofline import Roofline

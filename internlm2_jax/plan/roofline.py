@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from internlm2_jax.plan.chips import Chip
+from internlm2_jax.chips import Chip
 from internlm2_jax.plan.hlo import Collective, Event, Loop, Program, Wait
 
 

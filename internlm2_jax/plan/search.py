@@ -12,10 +12,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from internlm2_jax.chips import Topology
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.remat import Remat
 from internlm2_jax.plan import analytic
-from internlm2_jax.plan.chips import Topology
 from internlm2_jax.plan.report import Plan
 from internlm2_jax.plan.steps import Choice, PlannedStep
 from internlm2_jax.sharding import Layout

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from internlm2_jax.plan import chips
+from internlm2_jax import chips
 from internlm2_jax.train.clock import Clock
 
 
@@ -25,7 +25,7 @@ class Speed:
     """Rows of speed.jsonl: what depends on the clock and so stays out of metrics.jsonl.
 
     seconds         of a step, the wait for data included; validation and checkpoints are not
-    tokens_per_second, mfu      over all devices; mfu against the peak in plan/chips.py, on a CPU
+    tokens_per_second, mfu      over all devices; mfu against the peak in chips.py, on a CPU
                                 against a matrix product measured when the run starts
     data_wait       share of a step in which the device had nothing to do for want of a batch
     checkpoint_seconds          for which saving kept the loop

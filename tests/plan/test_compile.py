@@ -7,10 +7,10 @@ import importlib.util
 import jax
 import pytest
 
+from internlm2_jax.chips import GIB, parse_topology
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.config import preset
 from internlm2_jax.plan import analytic, compile, report, steps
-from internlm2_jax.plan.chips import GIB, parse_topology
 from internlm2_jax.plan.compile import Compiled, Memory
 from internlm2_jax.plan.steps import PlannedStep
 from internlm2_jax.sharding import Layout

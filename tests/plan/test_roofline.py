@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from internlm2_jax.chips import CHIPS, parse_topology
 from internlm2_jax.errors import UserError
 from internlm2_jax.plan import hlo, roofline
-from internlm2_jax.plan.chips import CHIPS, parse_topology
 from internlm2_jax.plan.hlo import Collective, Loop, Program, Wait, Work
 from internlm2_jax.plan.links import HOP_SECONDS, Links
 

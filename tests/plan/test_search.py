@@ -8,9 +8,9 @@ import jax
 import pytest
 
 from internlm2_jax import config
+from internlm2_jax.chips import GIB, parse_topology
 from internlm2_jax.errors import UserError
 from internlm2_jax.plan import report, search
-from internlm2_jax.plan.chips import GIB, parse_topology
 from internlm2_jax.plan.compile import Compiled
 from internlm2_jax.plan.planners import planned
 from internlm2_jax.sharding import Layout

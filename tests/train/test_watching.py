@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from test_faults import batch, run
 
-from internlm2_jax import files
+from internlm2_jax import chips, files
 from internlm2_jax.errors import UserError
-from internlm2_jax.plan import chips
 from internlm2_jax.train import session, sinks, speed, step
 from internlm2_jax.train.session import Session
 
