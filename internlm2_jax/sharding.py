@@ -44,13 +44,20 @@ Axes = tuple[str | None, ...]
 _CUT_BY_TENSOR: dict[str | None, Entry]
 _CUT_BY_TENSOR = dict.fromkeys(("heads", "kv_heads", "mlp", "vocab"), "tensor")
 # How parameters rest. Norms and scalars are too small to be worth a gather.
-STORED: dict[str | None, Entry] = {"embed": ("fsdp", "context"), **_CUT_BY_TENSOR}
+# "mlp_in" is the first axis of the matrix that leaves the MLP: its last one, cut 256 ways, would be
+# 16 columns, which a TPU pads to 128.
+STORED: dict[str | None, Entry] = {
+    "embed": ("fsdp", "context"),
+    "mlp_in": ("tensor", "fsdp", "context"),
+    **_CUT_BY_TENSOR,
+}
 # How activations, and weights in use, lie. "length" is the tokens of a row inside a block,
 # "residual_length" between blocks, where no axis but this one is left for `tensor` to cut.
 COMPUTE: dict[str | None, Entry] = {
     "batch": ("data", "fsdp"),
     "length": "context",
     "residual_length": ("context", "tensor"),
+    "mlp_in": "tensor",
     **_CUT_BY_TENSOR,
 }
 

@@ -57,7 +57,7 @@ class Linear(nnx.Module):
 
         `weight`: what `in_use` gave, where one weight serves several calls.
         """
-        to_residual = self.axes[self.inputs :] == ("embed",)
+        to_residual = self.axes[self.inputs :] in (("embed",), ("residual",))
         length = "residual_length" if to_residual else "length"
         out_axes = ("batch", length, *self.axes[self.inputs :])
         weight = self.in_use(x.dtype) if weight is None else weight
@@ -102,7 +102,7 @@ class MLP(nnx.Module):
         gate, up, down = jax.random.split(key, 3)
         self.gate = Linear(gate, (dim, hidden), ("embed", "mlp"), std=std)
         self.up = Linear(up, (dim, hidden), ("embed", "mlp"), std=std)
-        self.down = Linear(down, (hidden, dim), ("mlp", "embed"), std=down_std)
+        self.down = Linear(down, (hidden, dim), ("mlp_in", "residual"), std=down_std)
 
     def in_use(self, dtype: Any) -> tuple[Array, Array, Array]:
         """The three weights as products take them (see `Linear.in_use`)."""

@@ -50,7 +50,7 @@ def test_published_sizes_of_later_models():
 @pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith("internlm2")])
 def test_tensor_parallelism_of_eight_splits_cleanly(name):
     model = build(preset(name))
-    split = {"heads", "kv_heads", "mlp", "vocab"}
+    split = {"heads", "kv_heads", "mlp", "mlp_in", "vocab"}
     axes = jax.tree.leaves(model.axes, is_leaf=lambda node: isinstance(node, tuple))
     seen = set()
     for names, leaf in zip(axes, jax.tree.leaves(model.abstract), strict=True):
