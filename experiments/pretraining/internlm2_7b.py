@@ -100,9 +100,9 @@ def experiment(
     )
 
 
-def tiny(**macros) -> Config:
+def tiny(data: str = "data", layout: str = "", seed: int = 0) -> Config:
     """The same three phases in two steps each, small enough for a test."""
-    config = experiment(**{"size": "tiny", "layout": "", **macros})
+    config = experiment("tiny", data, layout, seed=seed)
     lengths = {4096: (64, 4), 32768: (256, 2)}
     for phase in config.pretrain.phases:
         phase.sequence_length, phase.batch_size = lengths[phase.sequence_length]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,14 +63,18 @@ def opened(session: Session, folder: Path, first: int) -> list[Sink]:
 
 
 def scalars(row: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """{"prefix/a/b": number} of a nested row; entries of a list are numbered; text is left out."""
+    """{"prefix/a/b": number} of a nested row; entries of a list are numbered.
+
+    Text is left out, and NaN: a source that the batch does not have.
+    """
     flat: dict[str, float] = {}
     for name, value in row.items():
         path = f"{prefix}/{name}"
         if isinstance(value, Mapping):
             flat |= scalars(value, path)
         elif isinstance(value, (int, float, np.number)) or getattr(value, "ndim", None) == 0:
-            flat[path] = float(value)
+            if not math.isnan(value):
+                flat[path] = float(value)
         elif isinstance(value, (list, np.ndarray)):
             flat |= scalars({f"{i:03}": v for i, v in enumerate(value)}, path)
     return flat
