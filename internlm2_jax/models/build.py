@@ -145,20 +145,21 @@ class Model:
         return self.score(params, self.hidden(params, tokens, **rows))
 
     def extend(
-        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, *, positions: Array
+        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"]
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """As `decode`, but hidden states: a long prompt needs the logits of one position only."""
-        return self._merge(params).extend(tokens, cache, positions)
+        return self._merge(params).extend(tokens, cache, counts)
 
     def decode(
-        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, *, positions: Array
+        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"]
     ) -> tuple[Float[Array, "B T V"], Cache]:
-        """Logits of T new tokens after those in `cache`; prefill and single steps alike.
+        """Logits of new tokens after those in `cache`; prefill and single steps alike.
 
         Args:
-          positions: [B, T] int32; -1 marks padding to the left of a row.
+          counts: [B] int32, how many of the T tokens of each row are new; the rest is padding,
+            which is not kept and whose results mean nothing.
         """
-        hidden, cache = self.extend(params, tokens, cache, positions=positions)
+        hidden, cache = self.extend(params, tokens, cache, counts)
         return self.unembed(params, hidden), cache
 
     def _merge(self, params: Params) -> Decoder:
