@@ -75,50 +75,60 @@ def blockwise(
     table = jnp.pad(page_table, ((0, 0), (0, most * per - page_table.shape[1])))
     grouped = q.reshape(batch, queries, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
     position = lengths[:, None] - queries + jnp.arange(queries)
-    exact = q.dtype == jnp.float32
 
-    def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        highest, total, acc = carry
+    def block(i: Array) -> tuple[Array, Array, Array]:
+        """Masked scores [B, K, G, T, size], what is seen [B, 1, 1, T, size], values."""
         ids = jax.lax.dynamic_slice_in_dim(table, i * per, per, axis=1)
-
-        def gather(x: Array) -> Array:  # [B, K, size, ...]
-            x = x[ids].swapaxes(1, 2)
-            return x.reshape(batch, kv_heads, size, *x.shape[4:])
-
-        keys, values = gather(k_pages).astype(q.dtype), gather(v_pages).astype(q.dtype)
         scores = jnp.einsum(
-            "bkgth,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32
+            "bkgth,bksh->bkgts",
+            grouped,
+            gather(k_pages, ids).astype(q.dtype),
+            preferred_element_type=jnp.float32,
         ) / math.sqrt(dim)
         if k_scales is not None:
-            scores = scores * gather(k_scales)[:, :, None, None]
+            scores = scores * gather(k_scales, ids)[:, :, None, None]
         at = i * size + jnp.arange(size)
         seen = at <= position[..., None]
         if window is not None:
             seen &= at > position[..., None] - window
-        scores = jnp.where(seen[:, None, None], scores, EMPTY)
-        higher = jnp.maximum(highest, scores.max(axis=-1))
-        weights = jnp.where(seen[:, None, None], jnp.exp(scores - higher[..., None]), 0.0)
-        faded = jnp.exp(highest - higher)
-        total = total * faded + weights.sum(axis=-1)
+        values = gather(v_pages, ids).astype(q.dtype)
         if v_scales is not None:
-            weights = weights * gather(v_scales)[:, :, None, None]
+            values = (values * gather(v_scales, ids)[..., None]).astype(q.dtype)
+        # What a page held before may be NaN, which no zero weight mends.
+        values = jnp.where(seen.any(axis=1)[:, None, :, None], values, 0)
+        seen = seen[:, None, None]
+        return jnp.where(seen, scores, EMPTY), seen, values
+
+    def gather(pages: Array, ids: Array) -> Array:  # [B, K, size, ...]
+        pages = pages[ids].swapaxes(1, 2)
+        return pages.reshape(batch, kv_heads, size, *pages.shape[4:])
+
+    def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        highest, total, acc = carry
+        scores, seen, values = block(i)
+        higher = jnp.maximum(highest, scores.max(axis=-1))
+        weights = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0.0)
+        faded = jnp.exp(highest - higher)
         new = jnp.einsum(
             "bkgts,bksh->bkgth",
-            weights if exact else weights.astype(q.dtype),
+            weights.astype(q.dtype),
             values,
             preferred_element_type=jnp.float32,
         )
-        return higher, total, acc * faded[..., None] + new
+        return higher, total * faded + weights.sum(axis=-1), acc * faded[..., None] + new
 
-    shape = grouped.shape[:-1]
-    start = (jnp.full(shape, EMPTY), jnp.zeros(shape), jnp.zeros(grouped.shape))
     if most == 1:
-        _, total, acc = body(jnp.int32(0), start)
+        # In the order of the trainer's attention, so that bfloat16 rounds alike.
+        scores, seen, values = block(jnp.int32(0))
+        weights = jnp.where(seen, jax.nn.softmax(scores, axis=-1), 0.0).astype(q.dtype)
+        out = jnp.einsum("bkgts,bksh->bkgth", weights, values)
     else:
+        shape = grouped.shape[:-1]
+        start = (jnp.full(shape, EMPTY), jnp.zeros(shape), jnp.zeros(grouped.shape))
         first = jnp.int32(0)
         if window is not None:
             first = jnp.maximum(lengths.min() - queries - window + 1, 0) // size
         last = jnp.minimum((lengths.max() + size - 1) // size, most)
         _, total, acc = jax.lax.fori_loop(first, last, body, start)
-    out = acc / jnp.where(total > 0, total, 1)[..., None]
+        out = acc / jnp.where(total > 0, total, 1)[..., None]
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
