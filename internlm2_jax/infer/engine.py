@@ -44,11 +44,14 @@ from internlm2_jax.infer import programs, sampling
 from internlm2_jax.infer.programs import Batch, Drawn
 from internlm2_jax.infer.sampling import Rows, Sampling
 from internlm2_jax.infer.text import TextStream
-from internlm2_jax.models.build import Model, Params
+from internlm2_jax.kernels.attention import platform
+from internlm2_jax.models.build import Model, Params, unstacked
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.rope_scaling import DynamicNTK, LongRoPE
 
 GREEDY = Sampling(temperature=0.0)
+# Bytes of all layers above which a CPU's engine keeps them apart; smaller ones stay in its cache.
+UNSTACKED = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +225,8 @@ class Engine:
     ) -> None:
         config = config or EngineConfig()
         self.model, self.config, self.tokenizer = model, config, tokenizer
-        self.params, self.version = params, 0
+        self.version = 0
+        self._set(params)
         self._parts = sharding.size_of("data") * sharding.size_of("fsdp")
         for name, size in [
             ("slots", config.slots),
@@ -300,7 +304,7 @@ class Engine:
                 "new weights are not of the old ones' shapes, types and layout; "
                 "make another engine for another model"
             )
-        self.params = params
+        self._set(params)
         self.version += 1
         under_way = [track for track in self._slots if track]
         for track in sorted(under_way, key=lambda track: -track.number):
@@ -309,6 +313,12 @@ class Engine:
         for pool in self._pools:
             pool.forget()
         return self.version
+
+    def _set(self, params: Params) -> None:
+        self.params = params
+        size = sum(x.nbytes for x in jax.tree.leaves(params["layers"]))
+        apart = size >= UNSTACKED and platform(jax.tree.leaves(params)[0]) == "cpu"
+        self._weights = unstacked(params) if apart else params
 
     # -------------------------------------------------------------------- steps
 
@@ -446,7 +456,7 @@ class Engine:
         self._pages, drawn = programs.prefill(
             self.model,
             self.config.top_logprobs,
-            self.params,
+            self._weights,
             self._pages,
             self._batch(chosen),
             self._rows(chosen),
@@ -483,7 +493,7 @@ class Engine:
             self.model,
             self.config.steps,
             self.config.top_logprobs,
-            self.params,
+            self._weights,
             self._pages,
             self._batch(rows),
             self._rows(rows),

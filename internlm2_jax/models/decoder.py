@@ -19,6 +19,7 @@ The KV cache is an argument and a result: nothing here has state.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -193,9 +194,17 @@ class Decoder(nnx.Module):
         return rope.tables(self.cfg, positions, rope_length)
 
     def extend(
-        self, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"]
+        self,
+        tokens: Int[Array, "B T"],
+        cache: Cache,
+        counts: Int[Array, " B"],
+        blocks: Sequence[Block] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final-norm hidden states of new tokens and the cache with them in it."""
+        """Final-norm hidden states of new tokens and the cache with them in it.
+
+        Args:
+          blocks: the layers one by one, in place of the stack.
+        """
         cfg = self.cfg
         used, counts = (sharding.constrain(x, "batch") for x in (cache.used, counts))
         table = sharding.constrain(cache.table, "batch", None)
@@ -211,7 +220,12 @@ class Decoder(nnx.Module):
 
         steps = [partial(body, cfg.window(kind)) for kind in cfg.attention_pattern]
         carry = (self.embedded(tokens), cache.pages)
-        x, pages = stack.apply(steps, carry, (self.layers, jnp.arange(cfg.num_layers)))
+        if blocks is None:
+            x, pages = stack.apply(steps, carry, (self.layers, jnp.arange(cfg.num_layers)))
+        else:
+            for i, block in enumerate(blocks):
+                carry = steps[i % len(steps)](carry, (block, jnp.int32(i)))
+            x, pages = carry
         hidden = sharding.constrain(self.norm(x), "batch", None, None)
         return hidden, Cache(pages, table, used + counts, cache.rope_length)
 

@@ -260,6 +260,19 @@ def test_bfloat16_agrees_with_the_trainer():
         assert apart.mean() < 1e-3 and apart.max() < 5e-3
 
 
+def test_layers_kept_apart_give_the_same(params, alone, monkeypatch):
+    """What a CPU does with large weights, here with sliding windows among the layers."""
+    cfg = dataclasses.replace(CFG, attention_pattern=("sliding", "full"), sliding_window=9)
+    model = build(cfg)
+    stacked = Engine(model, params, SIZES).run(REQUESTS[:4])
+    monkeypatch.setattr("internlm2_jax.infer.engine.UNSTACKED", 0)
+    engine = Engine(model, params, SIZES)
+    assert isinstance(engine._weights["layers"], tuple)
+    for a, b in zip(stacked, engine.run(REQUESTS[:4]), strict=True):
+        close(a, b)
+    assert stacked[1].tokens != alone[1].tokens  # the window is felt
+
+
 def test_the_likeliest_tokens_are_told(model, params):
     engine = Engine(model, params, dataclasses.replace(SIZES, top_logprobs=3))
     engine.submit(Request(REQUESTS[0].prompt, 6))
