@@ -93,10 +93,10 @@ def worker(attention: str, remat: str) -> None:
 
     @jax.jit
     def fill(params, tokens):
-        positions = jnp.arange(tokens.shape[1])[None]
         count, length = tokens.shape
-        empty = kv.empty(cfg, length, jnp.full(count, length, jnp.int32))
-        hidden, cache = model.extend(params, tokens, empty, positions=positions)
+        lengths = jnp.full(count, length, jnp.int32)
+        empty = kv.empty(cfg, length, lengths)
+        hidden, cache = model.extend(params, tokens, empty, lengths)
         return model.unembed(params, hidden[:, -1:]), cache
 
     def train() -> None:

@@ -1,4 +1,4 @@
-"""The `internlm2` command: run, train, plan, report, diff, generate, convert."""
+"""The `internlm2` command: run, train, plan, report, diff, generate, chat, serve, convert."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 
 from internlm2_jax import __version__, config, files
 from internlm2_jax.errors import RESTART, Preempted, UserError
+from internlm2_jax.infer import commands
 from internlm2_jax.plan.command import plan
 
 RUN_FILES = ("model.json", "pipeline.json")  # one of them marks a stage or a run
@@ -238,37 +239,8 @@ def diff_command(a: Path, b: Path) -> None:
         click.echo(line)
 
 
-@cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("prompt")
-@click.option("--max-new-tokens", default=64, show_default=True)
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", default=1.0, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--chat", is_flag=True, help="Put PROMPT into a ChatML user turn.")
-def generate(
-    folder: Path,
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    chat: bool,
-) -> None:
-    """Continue PROMPT with the model in FOLDER (Hugging Face or a stage of a run)."""
-    import internlm2_jax
-
-    model = internlm2_jax.open(folder)
-    question = [{"role": "user", "content": prompt}] if chat else prompt
-    click.echo(
-        model.generate(
-            question,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
-    )
+for command in (commands.generate, commands.chat, commands.serve):
+    cli.add_command(command)
 
 
 @cli.command()

@@ -150,6 +150,10 @@ class Tokenizer:
             names[i].encode() if i in names else self._bytes_of(i) for i in map(int, ids)
         ).decode(errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that `token` adds to a text: none for a special token."""
+        return self._bytes_of(token)
+
     def _bytes_of(self, token: int) -> bytes:
         return self._bytes[token] if 0 <= token < self.vocab_size else _REPLACEMENT
 

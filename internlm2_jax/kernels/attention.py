@@ -12,8 +12,7 @@ times the reference's time in rows of 128, 0.66 in rows of 512, 0.52 in rows of 
 `flash_gqa` is our kernel for TPU (flash_gqa.py); the others are kernels that somebody keeps well
 (adapters.py).
 
-`cached` is attention of new queries over a KV cache, for the engine; `appended` the same for a
-prompt.
+`cached` is the square of both; the engine's cache has kernels of its own (decode_gqa.py, paged.py).
 """
 
 from __future__ import annotations
@@ -87,27 +86,6 @@ def cached(
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     out = jnp.einsum("bkgts,bksh->bkgth", weights, values)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
-
-
-def appended(
-    q: Float[Array, "B T N H"],
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
-    mask: Bool[Array, "#B T S"],
-) -> Float[Array, "B T N H"]:
-    """As `cached`, for T queries whose own keys lie in T consecutive slots with nothing but empty
-    slots after them: query t sees none of the last T - 1 - t slots. A block of queries takes the
-    slots up to its own end, which halves the work of a prompt and keeps its scores small.
-    """
-    length, slots = q.shape[1], keys.shape[2]
-    if length <= MIN_BLOCK:
-        return cached(q, keys, values, mask)
-    blocks = []
-    for start, end in _blocks(length):
-        near = slots - length + end
-        one = q[:, start:end], keys[:, :, :near], values[:, :, :near], mask[:, start:end, :near]
-        blocks.append(cached(*one))
-    return jnp.concatenate(blocks, axis=1)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:

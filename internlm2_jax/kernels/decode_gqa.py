@@ -14,8 +14,9 @@ Decoding is bound by the bandwidth of HBM, so the kernel is built around its cop
 
 A contiguous cache `[B, K, S, H]` is the case of one page a row: `page_table = arange(B)[:, None]`.
 
-`reference` is the same in plain JAX: it gathers the pages and computes the whole square. `dispatch`
-chooses.
+`reference` is the same in plain JAX: it gathers the pages and computes the whole square.
+`paged.blockwise` goes over the pages in blocks, on any platform and for any number of queries.
+`dispatch` chooses.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from internlm2_jax.errors import UserError
 from internlm2_jax.kernels.attention import platform
+from internlm2_jax.kernels.paged import EMPTY, blockwise
 
-EMPTY = -1e30  # score of a key that a query does not see; finite, so that differences are no NaN
 LANES = 128
 LOG2E = math.log2(math.e)
 MAX_QUERIES = 16
@@ -193,7 +194,7 @@ def decode_gqa(
     return out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
 
 
-IMPLEMENTATIONS = ("reference", "decode_gqa")
+IMPLEMENTATIONS = ("reference", "blockwise", "decode_gqa")
 
 
 def dispatch(
@@ -208,18 +209,18 @@ def dispatch(
     window: int | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """`decode_gqa` on TPU, `reference` elsewhere, or the one of them that `impl` names."""
+    """`decode_gqa` on TPU, `blockwise` elsewhere and for a chunk of a prompt, or as `impl` says."""
     on = platform(q)
     name = impl
     if impl == "auto":
-        name = "decode_gqa" if on == "tpu" else "reference"
+        name = "decode_gqa" if on == "tpu" and q.shape[1] <= MAX_QUERIES else "blockwise"
     if name not in IMPLEMENTATIONS:
         raise UserError(
             f"no decoding attention {impl!r}; there are auto, {', '.join(IMPLEMENTATIONS)}"
         )
     if name == "decode_gqa" and on != "tpu":
         raise UserError(f"decoding attention 'decode_gqa' runs on tpu, not on {on}; use auto")
-    function = {"reference": reference, "decode_gqa": decode_gqa}[name]
+    function = {"reference": reference, "blockwise": blockwise, "decode_gqa": decode_gqa}[name]
     scales = {"k_scales": k_scales, "v_scales": v_scales}
     return function(q, k_pages, v_pages, page_table, lengths, window=window, **scales)
 

@@ -5,24 +5,28 @@ q, k and v are separate arrays; the fused `wqkv` of public checkpoints is known 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from internlm2_jax import sharding
 from internlm2_jax.kernels import attention as kernel
+from internlm2_jax.kernels import decode_gqa, paged
 from internlm2_jax.kernels.ring_attention import ring_attention
 from internlm2_jax.models import rope
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.layers import Linear
 
 Rotation = tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]
+# Keys and values [L, P, K, page, H]; of int8, their float32 scales [L, P, K, page] too.
+Pages = tuple[Array, ...]
 
 
 class Attention(nnx.Module):
-    """`__call__` attends within whole rows, `step` over a cache that it extends."""
+    """`__call__` attends within whole rows, `step` over a paged cache that it extends."""
 
     def __init__(self, cfg: ModelConfig, key: Array, out_std: float | Array) -> None:
         d, h, std = cfg.embed_dim, cfg.head_dim, cfg.initializer_range
@@ -63,25 +67,63 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         rotation: Rotation,
-        keys: Float[Array, "L B K S H"],
-        values: Float[Array, "L B K S H"],
+        pages: Pages,
         layer: Int[Array, ""],
-        start: Int[Array, ""],
-        mask: Bool[Array, "B T S"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "L B K S H"], Float[Array, "L B K S H"]]:
-        """Writes the T new keys and values of `layer` at slot `start`, then attends by `mask`."""
+        table: Int[Array, "B n"],
+        used: Int[Array, " B"],
+        counts: Int[Array, " B"],
+        window: int | None,
+    ) -> tuple[Float[Array, "B T D"], Pages]:
+        """Appends the new keys and values to the pages of `layer`, then attends over its rows.
+
+        Row b has counts[b] new tokens after the used[b] that it holds.
+        """
         x = sharding.constrain(x, "batch", "length", None)
-        # The slots of a cache are not cut: every device holds all tokens of its rows and heads.
+        # Positions of a cache are not cut: every device holds all tokens of its rows and heads.
         q = sharding.constrain(self.q(x), "batch", None, "heads", None)
         k, v = (sharding.constrain(f(x), "batch", None, "kv_heads", None) for f in (self.k, self.v))
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
-        at = (layer, 0, 0, start, 0)
-        keys = jax.lax.dynamic_update_slice(keys, _slots(k, keys.dtype), at)
-        values = jax.lax.dynamic_update_slice(values, _slots(v, values.dtype), at)
-        mine = jax.lax.dynamic_index_in_dim(keys, layer, keepdims=False)
-        theirs = jax.lax.dynamic_index_in_dim(values, layer, keepdims=False)
-        return self.o(kernel.appended(q, mine, theirs, mask)), keys, values
 
+        def attend(q, k, v, layer, table, used, counts, *pages):
+            count = pages[0].shape[1]
+            # All layers as one row of pages, so that none of them is cut out and copied.
+            flat: list[Any] = [None if p is None else p.reshape(-1, *p.shape[2:]) for p in pages]
+            place = table + layer * count
+            keys, k_scales = paged.append(flat[0], flat[2], k, place, used, counts)
+            values, v_scales = paged.append(flat[1], flat[3], v, place, used, counts)
+            out = decode_gqa.dispatch(
+                q,
+                keys,
+                values,
+                place,
+                used + q.shape[1],
+                k_scales=k_scales,
+                v_scales=v_scales,
+                window=window,
+            )
+            new = [x for x in (keys, values, k_scales, v_scales) if x is not None]
+            return [out, *(x.reshape(-1, count, *x.shape[1:]) for x in new)]
 
-def _slots(x: Float[Array, "B T K H"], dtype: jnp.dtype) -> Float[Array, "1 B K T H"]:
-    return x.astype(dtype).swapaxes(1, 2)[None]
+        heads, kv = (("batch", None, name, None) for name in ("heads", "kv_heads"))
+        cut = ("layer", "batch", "kv_heads", None, None)
+        kept = [cut, cut, cut[:4], cut[:4]][: len(pages)]
+        each = sharding.per_device(
+            attend,
+            (
+                heads,
+                kv,
+                kv,
+                (),
+                ("batch", None),
+                ("batch",),
+                ("batch",),
+                cut,
+                cut,
+                cut[:4],
+                cut[:4],
+            ),
+            [heads, *kept],
+        )
+        given = (*pages, None, None)[:4]
+        out, *pages = each(q, k, v, layer, table, used, counts, *given)
+        return self.o(out), tuple(pages)

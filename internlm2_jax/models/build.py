@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int
 
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.config import Head, ModelConfig
-from internlm2_jax.models.decoder import Cache, Decoder
+from internlm2_jax.models.decoder import Block, Cache, Decoder
 from internlm2_jax.models.remat import Remat
 
 Params = dict[str, Any]
@@ -52,6 +52,11 @@ class Model:
     def _split(self) -> tuple[Any, Any]:
         make = functools.partial(Decoder, self.cfg, self.head)
         return nnx.split(nnx.eval_shape(make, jax.random.key(0)))
+
+    @functools.cached_property
+    def _block(self) -> Any:
+        make = functools.partial(Block, self.cfg)
+        return nnx.split(nnx.eval_shape(make, jax.random.key(0), jnp.int32(0)))[0]
 
     @functools.cached_property
     def abstract(self) -> Params:
@@ -145,23 +150,32 @@ class Model:
         return self.score(params, self.hidden(params, tokens, **rows))
 
     def extend(
-        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, *, positions: Array
+        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"]
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """As `decode`, but hidden states: a long prompt needs the logits of one position only."""
-        return self._merge(params).extend(tokens, cache, positions)
+        """As `decode`, but hidden states: a long prompt needs the logits of one position only.
+
+        Takes the parameters of `unstacked` too.
+        """
+        if not isinstance(params["layers"], tuple):
+            return self._merge(params).extend(tokens, cache, counts)
+        blocks = [nnx.merge(self._block, layer) for layer in params["layers"]]
+        return self._merge(params).extend(tokens, cache, counts, blocks)
 
     def decode(
-        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, *, positions: Array
+        self, params: Params, tokens: Int[Array, "B T"], cache: Cache, counts: Int[Array, " B"]
     ) -> tuple[Float[Array, "B T V"], Cache]:
-        """Logits of T new tokens after those in `cache`; prefill and single steps alike.
+        """Logits of new tokens after those in `cache`; prefill and single steps alike.
 
         Args:
-          positions: [B, T] int32; -1 marks padding to the left of a row.
+          counts: [B] int32, how many of the T tokens of each row are new; the rest is padding,
+            which is not kept and whose results mean nothing.
         """
-        hidden, cache = self.extend(params, tokens, cache, positions=positions)
+        hidden, cache = self.extend(params, tokens, cache, counts)
         return self.unembed(params, hidden), cache
 
     def _merge(self, params: Params) -> Decoder:
+        if isinstance(params["layers"], tuple):
+            params = {**params, "layers": self.abstract["layers"]}  # nobody will look at them
         return nnx.merge(self._split[0], params)
 
     def _leaves(self) -> list[tuple[Any, Any]]:
@@ -189,6 +203,19 @@ def build(cfg: ModelConfig, head: Head = "lm", attention: str = "auto") -> Model
 def swap_head(params: Params, new_head: Params) -> Params:
     """The same trunk (shared arrays) with another head: params["head"] of a model of its kind."""
     return {**{name: part for name, part in params.items() if name != "head"}, "head": new_head}
+
+
+@jax.jit
+def unstacked(params: Params) -> Params:
+    """The same weights with "layers" a tuple of one tree a layer, for `unembed` and `extend`.
+
+    A scan cuts every layer's weights out of the stack each time it comes by. A TPU does that while
+    it computes; on a CPU a step over few tokens, which is bound by reading weights, takes twice as
+    long for it.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count))
+    return {**params, "layers": layers}
 
 
 def head_of(params: Params) -> Head:

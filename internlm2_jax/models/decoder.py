@@ -19,6 +19,7 @@ The KV cache is an argument and a result: nothing here has state.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,7 @@ from jaxtyping import Array, Float, Int
 from internlm2_jax import sharding
 from internlm2_jax.errors import UserError
 from internlm2_jax.models import heads, rope, stack
-from internlm2_jax.models.attention import Attention, Rotation
+from internlm2_jax.models.attention import Attention, Pages, Rotation
 from internlm2_jax.models.config import AttentionKind, Head, ModelConfig
 from internlm2_jax.models.layers import MLP, Embedding, Linear, RMSNorm, depth_std
 from internlm2_jax.models.remat import Remat, repeats_mlp
@@ -44,16 +45,18 @@ PART_OF_MLP = 2048  # tokens of a device; the weights then move in a seventh of 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Cache:
-    """Keys and values of the tokens already seen; every row has the same number of slots in use.
+    """Keys and values of the tokens already seen, in pages that rows own through `table`.
 
-    Rows of unequal length are aligned at the right: the slots before a row's first token hold
-    position -1, which no query sees. Each row is rotated for `rope_length` tokens (rope.py).
+    pages: keys and values, [L, P, K, page, H]; of int8 also their scales [L, P, K, page] (float32).
+    table: the pages of each row in order. On a mesh that cuts the batch, the P pages are cut with
+      it and a row's table counts from the first page of its own part.
+    used: how many tokens each row holds.
+    rope_length: how many tokens each row is rotated for (rope.py).
     """
 
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
-    positions: Int[Array, "B S"]
-    used: Int[Array, ""]
+    pages: Pages
+    table: Int[Array, "B n"]
+    used: Int[Array, " B"]
     rope_length: Int[Array, " B"]
 
 
@@ -210,32 +213,40 @@ class Decoder(nnx.Module):
         return rope.tables(self.cfg, positions, rope_length)
 
     def extend(
-        self, tokens: Int[Array, "B T"], cache: Cache, positions: Int[Array, "B T"]
+        self,
+        tokens: Int[Array, "B T"],
+        cache: Cache,
+        counts: Int[Array, " B"],
+        blocks: Sequence[Block] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final-norm hidden states of T new tokens and the cache with them in it."""
-        cfg, start = self.cfg, cache.used
-        positions = sharding.constrain(positions, "batch", None)
-        seen = jax.lax.dynamic_update_slice(cache.positions, positions, (0, start))
-        mask = (seen[:, None, :] >= 0) & (seen[:, None, :] <= positions[:, :, None])
+        """Final-norm hidden states of new tokens and the cache with them in it.
+
+        Args:
+          blocks: the layers one by one, in place of the stack.
+        """
+        cfg = self.cfg
+        used, counts = (sharding.constrain(x, "batch") for x in (cache.used, counts))
+        table = sharding.constrain(cache.table, "batch", None)
+        positions = used[:, None] + jnp.arange(tokens.shape[1])
         rotation = rope.tables(cfg, positions, cache.rope_length)
 
-        def body(mask: Array, carry: tuple[Array, Array, Array], xs: tuple[Block, Array]):
-            (x, keys, values), (block, layer) = carry, xs
-            y, keys, values = block.attention.step(
-                block.attention_norm(x), rotation, keys, values, layer, start, mask
+        def body(window: int | None, carry: tuple[Array, Pages], xs: tuple[Block, Array]):
+            (x, pages), (block, layer) = carry, xs
+            y, pages = block.attention.step(
+                block.attention_norm(x), rotation, pages, layer, table, used, counts, window
             )
-            return block.feed_forward(block.add(x, y)), keys, values
+            return block.feed_forward(block.add(x, y)), pages
 
-        steps = []
-        for kind in cfg.attention_pattern:
-            window = cfg.window(kind)
-            near = window and seen[:, None, :] > positions[:, :, None] - window
-            steps.append(partial(body, mask if near is None else mask & near))
-        carry = (self.embedded(tokens), cache.keys, cache.values)
-        x, keys, values = stack.apply(steps, carry, (self.layers, jnp.arange(cfg.num_layers)))
-        used = start + tokens.shape[1]
+        steps = [partial(body, cfg.window(kind)) for kind in cfg.attention_pattern]
+        carry = (self.embedded(tokens), cache.pages)
+        if blocks is None:
+            x, pages = stack.apply(steps, carry, (self.layers, jnp.arange(cfg.num_layers)))
+        else:
+            for i, block in enumerate(blocks):
+                carry = steps[i % len(steps)](carry, (block, jnp.int32(i)))
+            x, pages = carry
         hidden = sharding.constrain(self.norm(x), "batch", None, None)
-        return hidden, Cache(keys, values, seen, used, cache.rope_length)
+        return hidden, Cache(pages, table, used + counts, cache.rope_length)
 
     def logit_factors(
         self, hidden: Float[Array, "B T D"]

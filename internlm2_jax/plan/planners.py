@@ -18,7 +18,9 @@ from jax.sharding import Mesh
 
 from internlm2_jax.errors import UserError
 from internlm2_jax.infer import cache as kv
-from internlm2_jax.infer import engine
+from internlm2_jax.infer import engine, programs
+from internlm2_jax.infer.programs import Batch
+from internlm2_jax.infer.sampling import Rows, words
 from internlm2_jax.models.build import Model, build
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.plan import analytic, steps
@@ -261,11 +263,10 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         model_flops=tokens * analytic.train_flops(cfg, width, "scalar"),
         **common,
     )
-    yield _rollout(context, f"{name}/rollout", actor, params[0], mesh, rows, s, common)
+    yield from _rollout(f"{name}/rollout", actor, params[0], mesh, rows, s, common)
 
 
 def _rollout(
-    context: Context,
     name: str,
     model: Model,
     params: Any,
@@ -273,47 +274,79 @@ def _rollout(
     rows: int,
     s: dict[str, Any],
     common: dict[str, Any],
-) -> PlannedStep:
-    """The engine's one program: prefill, then a loop of one-token steps."""
-    cfg = model.cfg
-    prompt, new = s["prompt_length"], s["max_new_tokens"]
-    width, size, batch = kv.bucket(prompt), kv.bucket(new), 1 << (rows - 1).bit_length()
-    scalar = functools.partial(steps.everywhere, mesh, ())
+) -> Iterator[PlannedStep]:
+    """The engine's two programs: prompts of one chunk, and the loop of one-token steps."""
+    cfg, prompt, new = model.cfg, s["prompt_length"], s["max_new_tokens"]
+    with jax.set_mesh(mesh):
+        config = engine.config_for(rows, prompt, new, rows)
+    count, width = config.prefill[0]
+    put = functools.partial(steps.everywhere, mesh)
+
+    def pages() -> Any:
+        return jax.eval_shape(
+            functools.partial(kv.pages, cfg, config.num_pages, config.page, config.cache)
+        )
+
+    def integers(*shape: int) -> Any:
+        return put(shape, jnp.int32)
+
+    def state(n: int) -> tuple[Batch, Rows]:
+        batch = Batch(integers(n, config.pages_per_request), *(integers(n) for _ in range(3)))
+        real = put((n,), jnp.float32)
+        seed = put((n,), jnp.uint32)
+        seen, mask = put((n, cfg.vocab_size), jnp.bool_), integers(n, words(cfg.vocab_size))
+        return batch, Rows(real, integers(n), real, real, real, seed, seed, seen, mask)
+
     lower = steps.lowering(
         mesh,
-        engine._generate,
+        programs.prefill,
         model,
-        size,
-        "nucleus" if s["top_p"] < 1 else "all",
         0,
         params,
-        steps.everywhere(mesh, (batch, width), jnp.int32),
-        steps.everywhere(mesh, (batch,), jnp.int32),
-        scalar(jnp.int32),
-        scalar(jnp.float32),
-        scalar(jnp.float32),
-        scalar(jnp.uint32),
-        steps.everywhere(mesh, (batch,), jnp.int32),
-        steps.everywhere(mesh, (4,), jnp.int32),
+        pages,
+        *state(count),
+        integers(count, width),
+        integers(count),
     )
     head = 2.0 * cfg.vocab_size * cfg.embed_dim
-    matrices = analytic.forward_flops(cfg, 1)
-    attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim
-    seen = prompt + new / 2
     prefill = rows * (prompt * (analytic.forward_flops(cfg, prompt) - head) + head)
-    decode = rows * (matrices + attention * (seen - 1))
-    return PlannedStep(
-        name=name,
+    yield PlannedStep(
+        name=f"{name}/prefill",
+        rows=rows,
+        length=prompt,
+        lower=lower,
+        tokens=rows * prompt,
+        calls=s["iterations"],
+        model_flops=prefill,
+        parts=(Part("prefill", False, rows * prompt, 1, prefill),),
+        trains=False,
+        **common,
+    )
+    lower = steps.lowering(
+        mesh,
+        programs.decode,
+        model,
+        config.steps,
+        0,
+        params,
+        pages,
+        *state(config.slots),
+        integers(config.slots),
+        integers(config.slots),
+        integers(config.slots, config.stop_ids),
+        integers(),
+    )
+    attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim
+    step = rows * (analytic.forward_flops(cfg, 1) + attention * (prompt + new / 2 - 1))
+    yield PlannedStep(
+        name=f"{name}/decode",
         rows=rows,
         length=prompt + new,
         lower=lower,
-        tokens=rows * (prompt + new),
+        tokens=rows * (new - 1),
         calls=s["iterations"],
-        model_flops=prefill + (new - 1) * decode,
-        parts=(
-            Part("prefill", False, rows * prompt, 1, prefill),
-            Part("decode", True, rows, new - 1, decode),
-        ),
+        model_flops=(new - 1) * step,
+        parts=(Part("decode", True, rows, new - 1, step),),
         trains=False,
         **common,
     )

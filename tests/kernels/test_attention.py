@@ -140,18 +140,3 @@ def test_the_mesh_says_the_platform():
         lowered = jax.jit(attention.dispatch).trace(q, k, v).lower(lowering_platforms=("tpu",))
     assert "flash_gqa_forward" in lowered.as_text()
     assert "flash_gqa" not in jax.jit(attention.dispatch).lower(q, k, v).as_text()
-
-
-@pytest.mark.parametrize(("length", "start", "slots"), [(300, 0, 300), (300, 40, 700), (5, 90, 99)])
-def test_a_prompt_in_blocks_is_attention_over_the_cache(length, start, slots):
-    """Earlier tokens before it, empty slots after it, and padding at the left of one row."""
-    rng = np.random.default_rng(length)
-    q = jnp.asarray(rng.normal(size=(2, length, 6, 8)), jnp.float32)
-    keys, values = (jnp.asarray(rng.normal(size=(2, 2, slots, 8)), jnp.float32) for _ in range(2))
-    slot = np.arange(slots)
-    first = np.array([0, 30])[:, None, None]  # padding has no position
-    seen = (slot >= first) & (slot <= start + np.arange(length)[:, None])
-    got = attention.appended(q, keys, values, seen)
-    expected = attention.cached(q, keys, values, seen)
-    rows = seen.any(-1)
-    np.testing.assert_allclose(got[rows], expected[rows], atol=2e-6)

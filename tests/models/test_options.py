@@ -161,8 +161,7 @@ def test_prefill_and_steps_equal_the_full_forward(everything):
     cache = kv.empty(ALL, 16, jnp.full(2, 12))
     decode, parts, start = jax.jit(model.decode), [], 0
     for size in chunks:
-        positions = jnp.broadcast_to(jnp.arange(start, start + size), (2, size))
-        part, cache = decode(params, tokens[:, start : start + size], cache, positions=positions)
+        part, cache = decode(params, tokens[:, start : start + size], cache, jnp.full(2, size))
         parts.append(part)
         start += size
     full = LOGITS(model, params, tokens)

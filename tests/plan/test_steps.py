@@ -42,17 +42,20 @@ def test_every_loop_of_the_demo_is_planned(demo):
         "reward_model/train",
         "ppo_round1/actor",
         "ppo_round1/critic",
-        "ppo_round1/rollout",
+        "ppo_round1/rollout/prefill",
+        "ppo_round1/rollout/decode",
         "reward_patch/train",
         "ppo_round2/actor",
         "ppo_round2/critic",
-        "ppo_round2/rollout",
+        "ppo_round2/rollout/prefill",
+        "ppo_round2/rollout/decode",
     ]
     # The tokenizer that the pipeline trains sets the vocabulary, and later stages inherit it.
     assert (
         found["ppo_round2/actor"].cfg.vocab_size == demo.stages["tokenizer"].keywords["vocab_size"]
     )
-    assert [p.name for p in found["ppo_round1/rollout"].parts] == ["prefill", "decode"]
+    for name in ("prefill", "decode"):
+        assert [p.name for p in found[f"ppo_round1/rollout/{name}"].parts] == [name]
     short = found["pretrain/short"]
     assert (short.tokens, short.calls) == (8 * 64, 4)
 
