@@ -371,20 +371,21 @@ def split_rows(x: Array, parts: int) -> Array:
 
 
 def in_parts(
-    function: Callable[[Array], Array], x: Float[Array, "B T D"], most: int
+    function: Callable[[Array], Array], x: Float[Array, "B T D"], most: int, above: int
 ) -> Float[Array, "B T D"]:
     """`function`, which looks at one token at a time, on parts of x along T, one after another.
 
     Each part is computed again in the backward pass. A device has `most` tokens of a part, or more
-    where its tokens do not divide so. With `tensor`, x is one part: its result lies otherwise.
+    where its tokens do not divide so. x is one part where a device has no more than `above`, and
+    with `tensor`, when its result lies otherwise.
     """
     mesh, shape = _explicit_mesh(), x.shape
     rows, length = (None, None) if mesh is None else tuple(jax.typeof(x).sharding.spec)[:2]
     sizes = {} if mesh is None else mesh.shape
     ways = _ways(length, sizes)
     own = shape[1] // ways
-    parts = 1
-    while own % (2 * parts) == 0 and shape[0] // _ways(rows, sizes) * own > most * parts:
+    tokens, parts = shape[0] // _ways(rows, sizes) * own, 1
+    while tokens > above and own % (2 * parts) == 0 and tokens > most * parts:
         parts *= 2
     if parts == 1 or size_of("tensor") > 1:
         return function(x)

@@ -136,7 +136,7 @@ def test_tokens_in_parts_change_nothing(layout):
             return jnp.sin(sharding.contract(part, w, 1, ("batch", "length", "norm")))
 
         x = sharding.constrain(x, "batch", "length", None)
-        y = sharding.in_parts(function, x, most)
+        y = sharding.in_parts(function, x, most, most)
         return jnp.sum(jnp.square(y)), y
 
     with sharding.use(layout):

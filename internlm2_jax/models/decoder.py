@@ -39,7 +39,9 @@ from internlm2_jax.models.layers import MLP, Embedding, Linear, RMSNorm, depth_s
 from internlm2_jax.models.remat import Remat, repeats_mlp
 from internlm2_jax.models.remat import remat as rematerialise
 
-PART_OF_MLP = 2048  # tokens of a device; the weights then move in a seventh of a v5e's time
+# A device's tokens in the MLP at a time (the weights then move in a seventh of a v5e's time), where
+# it has more than so many: a loop over parts hides no gather of a weight.
+PART_OF_MLP, WHOLE_MLP = 2048, 8192
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +102,7 @@ class Block(nnx.Module):
 
         if not frugal:
             return apply(x)
-        x = sharding.in_parts(apply, x, PART_OF_MLP)
+        x = sharding.in_parts(apply, x, PART_OF_MLP, WHOLE_MLP)
         return sharding.constrain(x, "batch", "residual_length", None)
 
     def add(self, x: Float[Array, "B T D"], branch: Float[Array, "B T D"]) -> Array:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from internlm2_jax.models.config import Head, ModelConfig
-from internlm2_jax.models.decoder import PART_OF_MLP
+from internlm2_jax.models.decoder import PART_OF_MLP, WHOLE_MLP
 from internlm2_jax.models.remat import Remat, repeats_mlp
 from internlm2_jax.sharding import Layout
 
@@ -81,7 +81,7 @@ def activations(cfg: ModelConfig, layout: Layout, remat: Remat, rows: int, lengt
     # Between blocks tokens are cut over `tensor`; inside one, heads and mlp are.
     kept = (d * cfg.embed_dim + q * qkv + f * cfg.mlp_dim) / layout.tensor
     working = (4 * cfg.embed_dim + 2 * qkv) / layout.tensor + cfg.embed_dim
-    parted = repeats_mlp(remat) and layout.tensor == 1
+    parted = repeats_mlp(remat) and layout.tensor == 1 and tokens > WHOLE_MLP
     inside = 4 * cfg.mlp_dim * (min(tokens, PART_OF_MLP) if parted else tokens) / layout.tensor
     gradient = FP32 * cfg.num_params() / layout.param_ways
     gathered = 2 * width(cfg) * layer_params(cfg) / layout.tensor

@@ -199,6 +199,7 @@ def test_a_frugal_mlp_is_the_same_mlp(monkeypatch):
 
     def run(part):
         monkeypatch.setattr(decoder, "PART_OF_MLP", part)
+        monkeypatch.setattr(decoder, "WHOLE_MLP", part)
 
         def loss(params):
             return jnp.mean(jnp.square(model.logits(params, tokens, remat="full")))
