@@ -59,30 +59,13 @@ def tables(
     return factor * jnp.cos(angles)[:, :, None, :], factor * jnp.sin(angles)[:, :, None, :]
 
 
-@jax.custom_vjp
 def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H/2"], sin: Float[Array, "B T 1 H/2"]
 ) -> Float[Array, "B T N H"]:
-    """Turns the pairs (x[i], x[i + H/2]); the products are float32, the result has x's dtype.
-
-    x may be differentiated, the angles may not. The halves change places before anything becomes
-    float32, forward and backward, because a compiler keeps the array whose parts move.
-    """
-    swapped = jnp.roll(x, x.shape[-1] // 2, axis=-1).astype(jnp.float32)
-    both = jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
-    return (x.astype(jnp.float32) * both[0] + swapped * both[1]).astype(x.dtype)
-
-
-def _rotate_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple[Array, Array]]:
-    return rotate(x, cos, sin), (cos, sin)
-
-
-def _rotate_backward(angles: tuple[Array, Array], dy: Array) -> tuple[Array, Array, Array]:
-    cos, sin = angles
-    return rotate(dy, cos, -sin), jnp.zeros_like(cos), jnp.zeros_like(sin)
-
-
-rotate.defvjp(_rotate_forward, _rotate_backward)
+    """Turns the pairs (x[i], x[i + H/2]); the products are float32, the result has x's dtype."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def lengths_of(positions: Int[Array, "B T"]) -> Int[Array, " B"]:
