@@ -8,9 +8,14 @@ after SFT and after every PPO round.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from internlm2_jax.data import tasks as generated
 from internlm2_jax.data.tasks import Task, check
+from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
+from internlm2_jax.infer import engine
+from internlm2_jax.infer.sampling import Sampling
 
 Messages = list[dict[str, str]]
 GenerateFn = Callable[[list[Messages]], list[str]]
@@ -38,3 +43,32 @@ def task_accuracy(generate_fn: GenerateFn, tasks: Sequence[Task]) -> dict[str, f
         right.setdefault(task.family, []).append(bool(check(task, response)))
     accuracy = {ALL: sum(map(sum, right.values())) / len(tasks)}
     return accuracy | {family: sum(marks) / len(marks) for family, marks in sorted(right.items())}
+
+
+def completion_accuracy(
+    model: Any,
+    params: Any,
+    vocabulary: Tokenizer,
+    *,
+    num_tasks: int = 64,
+    seed: int = 0,
+    max_new_tokens: int = 24,
+) -> dict[str, float]:
+    """`task_accuracy` of a model that cannot chat yet: it goes on after "Question: ... Answer:".
+
+    Greedy, on held-out tasks, up to the end of the line: a quick suite for pre-training.
+    """
+
+    def generate(conversations: list[Messages]) -> list[str]:
+        texts = [f"Question: {messages[0]['content']}\nAnswer:" for messages in conversations]
+        out = engine.generate(
+            model,
+            params,
+            [[vocabulary.bos_id, *vocabulary.encode(text)] for text in texts],
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature=0.0),
+            stop_ids=(vocabulary.eos_id,),
+        )
+        return [vocabulary.decode(tokens).strip().partition("\n")[0] for tokens in out.tokens]
+
+    return task_accuracy(generate, generated.generate(num_tasks, seed, "held_out"))

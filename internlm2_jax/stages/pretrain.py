@@ -14,7 +14,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +46,7 @@ from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
 log = logging.getLogger(__name__)
+Suite = Callable[[Any, Any, Tokenizer], Mapping[str, float]]  # of model, parameters, tokenizer
 _COUNTED = 2**24  # tokens of a source on the disk
 
 
@@ -161,6 +162,7 @@ def pretrain(
     loss_spike: float = 0.0,
     spike_window: int = 128,
     log_every: int = 10,
+    suites: Mapping[str, Suite] | None = None,
     prompts: Sequence[str] = (),
     sample_every: int = 0,
     sample_tokens: int = 64,
@@ -184,6 +186,7 @@ def pretrain(
         keep_checkpoints_every: beside the two newest and those of phase ends, every so many stay.
         max_rollbacks, loss_spike, spike_window: what becomes of a bad loss (`Recovery` in
             train/faults.py).
+        suites: quick evaluations, of which each validation logs NAME/KEY for what they return.
         prompts: continued greedily by `sample_tokens` tokens every `sample_every` steps (0: when it
             validates), into samples.jsonl.
     """
@@ -314,7 +317,13 @@ def pretrain(
             f"loss/{n}": measures[i](state["params"], map(sharding.place_rows, r))
             for n, r in rows.items()
         }
-        return {"phase": phases[i].name, "loss": float(np.mean(list(losses.values()))), **losses}
+        mean = float(np.mean(list(losses.values())))
+        found = {
+            f"{name}/{key}": value
+            for name, suite in (suites or {}).items()
+            for key, value in suite(models[i], state["params"], vocabulary).items()
+        }
+        return {"phase": phases[i].name, "loss": mean, **losses, **found}
 
     with sharding.use(layout):
         devices = jax.sharding.get_mesh()

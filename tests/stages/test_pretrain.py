@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from internlm2_jax import files
 from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
+from internlm2_jax.evals.verifiable import completion_accuracy
 from internlm2_jax.models.config import preset
 from internlm2_jax.stages import Phase, pretrain
 
@@ -110,6 +112,17 @@ def test_loss_of_each_source_is_logged(whole):
     assert min(means) <= first["loss"] <= max(means)
     last = [row for row in rows if row["split"] == "train"][-1]
     assert {key for key in last if key.startswith("loss/")} == {"loss/stem", "loss/text"}
+
+
+def test_a_quick_suite_runs_with_each_validation(tokenizer, tmp_path):
+    phase = dataclasses.replace(PHASES[1], steps=2)
+    suite = functools.partial(completion_accuracy, num_tasks=5, max_new_tokens=3)
+    rows = train(tmp_path, tokenizer, [phase], validate_every=1, suites={"tasks": suite})
+    measured = [row for row in rows if row["split"] == "validation"]
+    assert [row["step"] for row in measured] == [1, 2]
+    assert all(0 <= row["tasks/all"] <= 1 for row in measured)
+    families = {key for key in measured[0] if key.startswith("tasks/")} - {"tasks/all"}
+    assert families
 
 
 class Killed(BaseException):
