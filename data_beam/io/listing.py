@@ -242,14 +242,20 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
         elif pattern[i] == "?":
             out.append("[^/]")
             i += 1
-        elif pattern[i] == "[" and (end := pattern.find("]", i + 2)) > 0:
+        elif (
+            pattern[i] == "["
+            and (end := pattern.find("]", i + 2 + pattern.startswith("[!", i))) > 0
+        ):
             inner = pattern[i + 1 : end].replace("\\", r"\\").replace("[", r"\[")
             out.append(f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner}]")
             i = end + 1
         else:
             out.append(re.escape(pattern[i]))
             i += 1
-    return re.compile("".join(out), re.DOTALL)
+    try:
+        return re.compile("".join(out), re.DOTALL)
+    except re.error as error:  # a range from z to a
+        raise UserError(f"{pattern!r} is no pattern of file names: {error}") from error
 
 
 # --- pieces -----------------------------------------------------------------------------------

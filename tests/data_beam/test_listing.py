@@ -229,6 +229,7 @@ def test_relative_patterns(tree, monkeypatch):
         ("{}/gone.txt", "does not exist"), ("{}/*.zip", "matches no file"),
         ("{}/gone/*.txt", "there is no folder"), ("", "no input is given"),
         ("{}/a.txt,{}/gone", "does not exist"), ("nowhere://bucket/*.txt", "cannot list"),
+        ("{}/[z-a].txt", "is no pattern of file names"),
     ],
 )  # fmt: skip
 def test_patterns_that_match_nothing(tree, pattern, message):
