@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 
 import click
+from turns import ask, serve
 
 PROMPT, NEW, LONG = 16, 64, 2048
 TASKS = {"decode1": NEW, "decode8": 8 * NEW, "prefill": LONG}
@@ -116,27 +116,6 @@ def worker(weights: str) -> None:
         start = time.perf_counter()
         calls[line.strip()]()
         print(time.perf_counter() - start, flush=True)
-
-
-def serve(command: list[str], threads: int) -> subprocess.Popen:
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
-    process = subprocess.Popen(
-        ["taskset", "-c", cores, *command],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert process.stdout
-    click.echo(process.stdout.readline().strip())
-    return process
-
-
-def ask(process: subprocess.Popen, what: str) -> str:
-    assert process.stdin and process.stdout
-    process.stdin.write(what + "\n")
-    answer = process.stdout.readline()
-    if not answer:
-        raise click.ClickException(f"a worker ended during {what}; its message is above")
-    return answer.strip()
 
 
 @click.command(help=__doc__)

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 
 import click
+from turns import ask, serve
 
 SHAPES = {"train": (4, 512), "prefill": (1, 2048)}
 SIZES = {
@@ -115,27 +115,6 @@ def worker(attention: str, remat: str) -> None:
         print(time.perf_counter() - start, flush=True)
 
 
-def serve(command: list[str], threads: int) -> subprocess.Popen:
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
-    process = subprocess.Popen(
-        ["taskset", "-c", cores, *command],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert process.stdout
-    click.echo(process.stdout.readline().strip())
-    return process
-
-
-def ask(process: subprocess.Popen, what: str) -> float:
-    assert process.stdin and process.stdout
-    process.stdin.write(what + "\n")
-    answer = process.stdout.readline()
-    if not answer:
-        raise click.ClickException(f"a worker ended during {what}; its message is above")
-    return float(answer)
-
-
 @click.command(help=__doc__)
 @click.option("--peer", required=False, help="Python of a venv with torch and transformers.")
 @click.option("--threads", default=2, help="Cores that each side may use.")
@@ -160,7 +139,7 @@ def main(
         times: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(rounds + 1):
             for name, process in sides.items():
-                seconds = ask(process, what)
+                seconds = float(ask(process, what))
                 if turn:  # the first compiles
                     times[name].append(seconds)
         rate = {n: batch * length / statistics.median(t) for n, t in times.items()}
