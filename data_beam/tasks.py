@@ -5,7 +5,8 @@
     seqio.get_mixture_or_task("internlm2").get_dataset(split="train", shuffle=False)
 
 `register` takes a folder of tokens, `register_corpus` a folder of text; both give one Task per
-source, with the splits that the source has, and a Mixture of them all. Unshuffled, a Task gives
+source, with the splits that the source has, and a Mixture of them all. `register_rows` gives what
+a training run reads, row for row. Unshuffled, a Task gives
 the documents in the order of the shards, as `TokenReader` does. Nothing else imports this module:
 seqio imports TensorFlow, which neither training nor the Beam workers need.
 
@@ -28,6 +29,7 @@ import numpy as np
 from data_beam.io import corpus_folder, writers
 from data_beam.schema import Document
 from internlm2_jax.data.manifest import TokenReader, read_manifest
+from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 
@@ -40,6 +42,7 @@ except ImportError as error:
     ) from error
 
 FEATURE = "targets"
+ROW = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
 
 
 class Vocabulary(seqio.Vocabulary):
@@ -221,6 +224,48 @@ def register_corpus(
     return _register(name, sources, Vocabulary(loaded), steps, shares, lengths)
 
 
+def register_rows(
+    batches: Batches, steps: int, vocab_size: int, *, name: str = "internlm2_rows"
+) -> seqio.Mixture:
+    """Registers a Task NAME_train and the Mixture NAME over the rows of a training run.
+
+    Examples are the rows of `batches(0)`, `batches(1)`, ... up to `steps`, one after another,
+    packed, mixed and shuffled as training has them: {"tokens", "targets", "segment_ids",
+    "positions": [T] int32, "loss_mask": [T] float32}. Read it with shuffle=False and
+    num_epochs=1 (seqio repeats a Mixture for ever); the only split is train.
+    """
+    dtypes = {**dict.fromkeys(ROW, tf.int32), "loss_mask": tf.float32}
+    length = batches(0)[FEATURE].shape[1]
+
+    def rows() -> Iterator[dict[str, np.ndarray]]:
+        for step in range(steps):
+            batch = batches(step)
+            for row in range(batches.size(step)):
+                yield {feature: batch[feature][row] for feature in ROW}
+
+    def dataset(split: str, shuffle_files: bool = False, seed: int | None = None):
+        signature = {feature: tf.TensorSpec([length], dtypes[feature]) for feature in ROW}
+        return tf.data.Dataset.from_generator(rows, output_signature=signature)
+
+    vocabulary = seqio.PassThroughVocabulary(size=vocab_size)
+    task = f"{name}_train"
+    _check_names(name, [task])
+    seqio.TaskRegistry.add(
+        task,
+        source=seqio.FunctionDataSource(
+            dataset_fn=dataset,
+            splits=["train"],
+            num_input_examples={"train": sum(batches.size(step) for step in range(steps))},
+        ),
+        output_features={
+            feature: seqio.Feature(vocabulary, add_eos=False, dtype=dtype, rank=1)
+            for feature, dtype in dtypes.items()
+        },
+        preprocessors=[],
+    )
+    return seqio.MixtureRegistry.add(name, [(task, 1.0)])
+
+
 def _by_source(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for split, sources in splits.items():
@@ -243,9 +288,7 @@ def _register(
             f"rates name the source {unknown[0]!r}; there are {', '.join(sorted(sources))}"
         )
     names = {source: re.sub(r"[^\w.:]", "_", f"{name}_{source}") for source in sorted(sources)}
-    taken = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} & {name, *names.values()}
-    if taken:
-        raise UserError(f"seqio has a Task or Mixture {min(taken)} already; choose another name")
+    _check_names(name, names.values())
     mixed = [
         (names[source], shares[source] / lengths[source])
         for source in names
@@ -264,6 +307,12 @@ def _register(
             preprocessors=list(preprocessors),
         )
     return seqio.MixtureRegistry.add(name, mixed)
+
+
+def _check_names(mixture: str, tasks: Iterable[str]) -> None:
+    taken = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()} & {mixture, *tasks}
+    if taken:
+        raise UserError(f"seqio has a Task or Mixture {min(taken)} already; choose another name")
 
 
 def _token_dataset(folder: Path, source: str, split: str, shards: Sequence[str]) -> tf.data.Dataset:

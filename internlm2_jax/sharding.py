@@ -323,11 +323,16 @@ def constrain(x: Array, *axes: str | None) -> Array:
 
 def contract(x: Array, w: Array, num_axes: int, out_axes: Axes, dtype: Any = None) -> Array:
     """Contracts the last `num_axes` axes of `x` with the first of `w`; `dtype` is the result's."""
-    lhs = tuple(range(x.ndim - num_axes, x.ndim))
-    dims = ((lhs, tuple(range(num_axes))), ((), ()))
     shape = x.shape[: x.ndim - num_axes] + w.shape[num_axes:]
     mesh = _explicit_mesh()
-    out = None if mesh is None else _compute_spec(mesh, shape, out_axes)
+    if mesh is None:
+        # As matrices: XLA:CPU transposes the operands of a gradient that contracts two axes.
+        inner = math.prod(w.shape[:num_axes])
+        flat = jax.lax.dot(x.reshape(-1, inner), w.reshape(inner, -1), preferred_element_type=dtype)
+        return flat.reshape(shape)
+    lhs = tuple(range(x.ndim - num_axes, x.ndim))
+    dims = ((lhs, tuple(range(num_axes))), ((), ()))
+    out = _compute_spec(mesh, shape, out_axes)
     return jax.lax.dot_general(x, w, dims, preferred_element_type=dtype, out_sharding=out)
 
 

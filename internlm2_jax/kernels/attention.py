@@ -4,15 +4,15 @@
 [K, G] and keys and values are never repeated. Scores and softmax are float32.
 
 `blockwise` computes the same in blocks of queries, each against the keys up to its own end: half
-the work of the full square, memory linear in the length (every block is recomputed in the backward
-pass), and blocks that stay in a CPU's cache. On two CPU cores, forward and backward, it takes 1.16
-times the reference's time in rows of 128, 0.66 in rows of 512, 0.52 in rows of 1024
-(benchmarks/attention.py), so `auto` takes it above 128.
+the work of the full square, memory linear in the length (the backward pass makes the weights of a
+block again from their log-sum-exp), and blocks that stay in a CPU's cache. On two CPU cores,
+forward and backward, it takes 1.16 times the reference's time in rows of 128, 0.66 in rows of 512,
+0.52 in rows of 1024 (benchmarks/attention.py), so `auto` takes it above 128.
 
 `flash_gqa` is our kernel for TPU (flash_gqa.py); the others are kernels that somebody keeps well
 (adapters.py).
 
-`cached` is the square of both; the engine's cache has kernels of its own (decode_gqa.py, paged.py).
+The engine's cache has kernels of its own (decode_gqa.py, paged.py).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from internlm2_jax.errors import UserError
@@ -47,9 +49,11 @@ def reference(
     window: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """softmax(q k' / sqrt(H)) v over earlier positions of the same segment."""
-    length = q.shape[1]
+    length, kv_heads = q.shape[1], k.shape[2]
     mask = _mask((0, length), (0, length), segment_ids, window)
-    return cached(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+    scores = _scores(_by_group(q, kv_heads), k.swapaxes(1, 2), mask)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return _by_token(_over_keys(weights, v.swapaxes(1, 2)), q.dtype)
 
 
 def blockwise(
@@ -61,37 +65,105 @@ def blockwise(
     window: int | None = None,
 ) -> Float[Array, "B T N H"]:
     """As `reference`, a block of queries at a time."""
-    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    attend = jax.checkpoint(cached)
-    blocks = []
-    for start, end in _blocks(q.shape[1]):
-        first = 0 if window is None else max(0, start - window + 1)
-        mask = _mask((start, end), (first, end), segment_ids, window)
-        blocks.append(attend(q[:, start:end], k[:, :, first:end], v[:, :, first:end], mask))
-    return jnp.concatenate(blocks, axis=1)
+    return _blockwise(q, k, v, segment_ids, window)
 
 
-def cached(
-    q: Float[Array, "B T N H"],
-    keys: Float[Array, "B K S H"],
-    values: Float[Array, "B K S H"],
-    mask: Bool[Array, "#B T S"],
-) -> Float[Array, "B T N H"]:
-    """Attention of T queries over S slots of keys and values, those that `mask` lets them see."""
-    batch, length, heads, dim = q.shape
-    grouped = q.reshape(batch, length, keys.shape[1], heads // keys.shape[1], dim)
-    grouped = grouped.transpose(0, 2, 3, 1, 4)  # as the products want it: a CPU gains a quarter
-    scores = jnp.einsum("bkgth,bksh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores / math.sqrt(dim), MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    out = jnp.einsum("bkgts,bksh->bkgth", weights, values)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise(q, k, v, segment_ids, window):
+    return _blockwise_forward(q, k, v, segment_ids, window)[0]
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """(first, end) of the blocks of queries."""
+def _blockwise_forward(q, k, v, segment_ids, window):
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    outs, sums = [], []
+    for (start, end), (first, _), mask in _blocks(q.shape[1], segment_ids, window):
+        rows = _by_group(q[:, start:end], k.shape[2])
+        scores = _scores(rows, keys[:, :, first:end], mask)
+        peak = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - peak)
+        total = weights.sum(axis=-1, keepdims=True)
+        out = _over_keys(weights.astype(v.dtype), values[:, :, first:end]) / total
+        outs.append(_by_token(out, q.dtype))
+        sums.append((jnp.log(total) + peak)[..., 0])
+    out = checkpoint_name(jnp.concatenate(outs, axis=1), "attention_out")
+    lse = checkpoint_name(jnp.concatenate(sums, axis=-1), "attention_lse")
+    return out, (q, k, v, segment_ids, out, lse)
+
+
+def _blockwise_backward(window, residuals, dout):
+    """The weights again from their log-sum-exp (FlashAttention, arXiv 2205.14135, section 3.1)."""
+    q, k, v, segment_ids, out, lse = residuals
+    kv_heads = k.shape[2]
+    keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    delta = jnp.einsum("btnh,btnh->btn", out, dout, preferred_element_type=jnp.float32)
+    delta = _by_group(delta[..., None], kv_heads)
+    dq, dk, dv = [], jnp.zeros(keys.shape, jnp.float32), jnp.zeros(keys.shape, jnp.float32)
+    for (start, end), (first, _), mask in _blocks(q.shape[1], segment_ids, window):
+        seen = (slice(None), slice(None), slice(first, end))
+        rows, drows = (_by_group(x[:, start:end], kv_heads) for x in (q, dout))
+        weights = jnp.exp(_scores(rows, keys[seen], mask) - lse[..., start:end, None])
+        gradient = weights * (_over_width(drows, values[seen]) - delta[..., start:end, :])
+        gradient = (gradient / math.sqrt(q.shape[3])).astype(q.dtype)
+        dq.append(_by_token(_over_keys(gradient, keys[seen]), q.dtype))
+        dk = dk.at[seen].add(_over_queries(gradient, rows))
+        dv = dv.at[seen].add(_over_queries(weights.astype(q.dtype), drows))
+    dk, dv = (x.swapaxes(1, 2).astype(k.dtype) for x in (dk, dv))
+    return jnp.concatenate(dq, axis=1), dk, dv, None
+
+
+_blockwise.defvjp(_blockwise_forward, _blockwise_backward)
+
+
+# The queries of a group are rows of one matrix, [G T, H] or [G T, S]: no product contracts two
+# axes, for which XLA:CPU would transpose the scores first.
+def _product(spec: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _over_width(rows: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"]) -> Array:
+    shape = (*rows.shape[:-1], keys.shape[2])
+    return _product("bkrh,bksh->bkrs", _matrix(rows), keys).reshape(shape)
+
+
+def _over_keys(weights: Float[Array, "B K G T S"], values: Float[Array, "B K S H"]) -> Array:
+    shape = (*weights.shape[:-1], values.shape[3])
+    return _product("bkrs,bksh->bkrh", _matrix(weights), values).reshape(shape)
+
+
+def _over_queries(weights: Float[Array, "B K G T S"], rows: Float[Array, "B K G T H"]) -> Array:
+    return _product("bkrs,bkrh->bksh", _matrix(weights), _matrix(rows))
+
+
+def _matrix(x: Float[Array, "B K G T X"]) -> Float[Array, "B K G*T X"]:
+    return x.reshape(*x.shape[:2], -1, x.shape[4])
+
+
+def _scores(
+    rows: Float[Array, "B K G T H"], keys: Float[Array, "B K S H"], mask: Bool[Array, "#B T S"]
+) -> Float[Array, "B K G T S"]:
+    scores = _over_width(rows, keys) / math.sqrt(rows.shape[-1])
+    return jnp.where(mask[:, None, None], scores, MASKED)
+
+
+def _by_group(x: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B K G T H"]:
+    x = x.reshape(*x.shape[:2], kv_heads, -1, x.shape[3])
+    return x.transpose(0, 2, 3, 1, 4)
+
+
+def _by_token(x: Float[Array, "B K G T H"], dtype: Any) -> Float[Array, "B T N H"]:
+    batch, _, _, length, dim = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, dim).astype(dtype)
+
+
+def _blocks(
+    length: int, segment_ids: Int[Array, "B T"] | None, window: int | None
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], Bool[Array, "#B T S"]]]:
+    """(first, end) of a block of queries, of the keys it may see, and which of those each sees."""
     size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        yield (start, end), (first, end), _mask((start, end), (first, end), segment_ids, window)
 
 
 @dataclasses.dataclass(frozen=True)

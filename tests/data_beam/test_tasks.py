@@ -18,6 +18,8 @@ from data_beam import cache
 from data_beam.io import writers
 from data_beam.schema import Document
 from internlm2_jax.data.manifest import TokenReader, TokenSource
+from internlm2_jax.data.packing import PackedSource
+from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer, train_tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.files import read_json, write_json
@@ -221,3 +223,29 @@ def test_mistakes_are_one_line(tasks, folders, vocabulary):
         with pytest.raises(UserError, match=match) as error:
             call()
         assert "\n" not in str(error.value)
+
+
+@needs_seqio
+def test_rows_are_those_that_training_reads(folders, tasks):
+    """Packed, mixed and shuffled: the same arrays in the same order."""
+    sources = {
+        source: PackedSource(TokenSource(folders / "tokens", "train", source), 64)
+        for source in ("code", "web-text")
+    }
+    batches = Batches(sources, {"code": 3, "web-text": 1}, batch_size=4, seed=7, ramp=[(2, 2)])
+    mixture = tasks.register_rows(batches, 6, vocab_size=600, name="rows")
+    found = list(
+        mixture.get_dataset(split="train", shuffle=False, num_epochs=1).as_numpy_iterator()
+    )
+    wanted = [
+        {name: column[row] for name, column in batches(step).items() if name != "source"}
+        for step in range(6)
+        for row in range(batches.size(step))
+    ]
+    assert len(found) == len(wanted) == 2 * 2 + 4 * 4
+    for ours, theirs in zip(wanted, found, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, column in ours.items():
+            np.testing.assert_array_equal(column, theirs[name], err_msg=name)
+    with pytest.raises(UserError, match="rows already; choose another name"):
+        tasks.register_rows(batches, 6, vocab_size=600, name="rows")
