@@ -73,7 +73,7 @@ class EngineConfig:
 
     slots: int = 8
     max_length: int = 2048
-    page: int = 64
+    page: int = kv.PAGE
     pages: int | None = None
     prefill: tuple[tuple[int, int], ...] = ((1, 32), (1, 256), (8, 32))
     steps: int = 16
