@@ -1,8 +1,8 @@
 """A paged cache of keys and values in plain JAX: writing to it, and attention over it in blocks.
 
-Pages of all layers are `[L, P, K, page, H]`; a row's table lists its pages in order. int8 pages have
-a float32 scale per position and head. decode_gqa.py has the TPU's kernel over the same layout, the
-definition, and the choice between them.
+Pages of all layers are `[L, P, K, page, H]`; a row's table lists its pages in order. int8 pages
+have a float32 scale per position and head. decode_gqa.py has the TPU's kernel over the same layout,
+the definition, and the choice between them.
 """
 
 from __future__ import annotations
