@@ -227,16 +227,15 @@ def dispatch(
     scales = {"k_scales": k_scales, "v_scales": v_scales}
     if name == "blockwise":
         return blockwise(q, k_pages, v_pages, layer, page_table, lengths, window=window, **scales)
-    count = k_pages.shape[1]
-    # All layers as one row of pages, so that none of them is cut out and copied.
-    k_pages, v_pages, *flat = (
-        None if x is None else loaded(x.reshape(-1, *x.shape[2:]))
-        for x in (k_pages, v_pages, k_scales, v_scales)
-    )
+
+    def joined(x: Array) -> Array:
+        """All layers as one row of pages, so that none of them is cut out and copied."""
+        return loaded(x.reshape(-1, *x.shape[2:]))
+
     function = decode_gqa if name == "decode_gqa" else reference
-    scales = dict(zip(scales, flat, strict=True))
-    table = page_table + layer * count
-    return function(q, k_pages, v_pages, table, lengths, window=window, **scales)
+    scales = {name: None if x is None else joined(x) for name, x in scales.items()}
+    table = page_table + layer * k_pages.shape[1]
+    return function(q, joined(k_pages), joined(v_pages), table, lengths, window=window, **scales)
 
 
 def _check(q: Array, k_pages: Array, k_scales: Array | None, v_scales: Array | None) -> None:

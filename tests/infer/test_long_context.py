@@ -94,7 +94,7 @@ def test_memory_of_a_chunk_does_not_follow_the_length():
             engine.model, 0, engine.params, *held, np.zeros((1, 512), np.int32), none
         )
         decode = programs.decode.lower(
-            engine.model, 4, 0, engine.params, *held, none, none, np.zeros((1, 8), np.int32), 4
+            engine.model, 4, 0, engine.params, *held, none, none, np.zeros((1, 8), np.int32), 4, 1
         )
         sizes = [x.compile().memory_analysis().temp_size_in_bytes for x in (prefill, decode)]
         return sizes[0], sizes[1]
