@@ -161,11 +161,17 @@ def decoders(
             q[:, 0], pages, lengths, table, starts, count, sm_scale=dim**-0.5
         )
 
+    def of_one_layer(impl: str) -> Callable[..., Any]:
+        def run(q, k, v, table, lengths):
+            return decode_gqa.dispatch(q, k[None], v[None], jnp.int32(0), table, lengths, impl=impl)
+
+        return run
+
     both = ((rows * width, PAGE, 2 * kv_heads, dim), jnp.bfloat16)
     ours = [q, pages, pages, table, lengths]
     return {
-        "decode_gqa": (functools.partial(decode_gqa.dispatch, impl="decode_gqa"), ours),
-        "decoding, reference": (functools.partial(decode_gqa.dispatch, impl="reference"), ours),
+        "decode_gqa": (of_one_layer("decode_gqa"), ours),
+        "decoding, reference": (of_one_layer("reference"), ours),
         "ragged_paged_attention": (ragged, [q, both, lengths, table]),
     }
 

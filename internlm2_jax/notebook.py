@@ -75,10 +75,14 @@ class Opened:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        weights: str = "auto",
     ) -> str | list[int]:
         """Continues a text, a list of ids, or a conversation (messages as in data/chat.py).
 
         Stops at the end-of-text or end-of-turn token.
+
+        Args:
+          weights: "auto" (as they are), "int8" or "int4" (models/quantise.py).
 
         Returns:
           Text for a text or a conversation; for ids the new ids, the stop id included.
@@ -97,6 +101,7 @@ class Opened:
             sampling=Sampling(temperature=temperature, top_p=top_p),
             seed=seed,
             stop_ids=stops,
+            weights=weights,
         ).tokens[0]
         if as_ids or self.tokenizer is None:
             return out

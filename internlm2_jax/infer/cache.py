@@ -22,10 +22,12 @@ from jaxtyping import Array, Int
 
 from internlm2_jax import sharding
 from internlm2_jax.errors import UserError
+from internlm2_jax.kernels import paged
 from internlm2_jax.models.attention import Pages
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.decoder import Cache
 
+PAGE = 64  # tokens of a page, where nothing else is said
 KINDS = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -33,7 +35,7 @@ def pages(cfg: ModelConfig, count: int, page: int, kind: str = "auto") -> Pages:
     """Empty pages of `page` tokens in all layers; `kind` "auto" is the type of the products."""
     shape = (cfg.num_layers, count, cfg.num_kv_heads, page, cfg.head_dim)
     axes = ("layer", "batch", "kv_heads", None, None)
-    dtype = _dtype(cfg, kind)
+    dtype = paged.storage(_dtype(cfg, kind))
     kept = [sharding.constrain(jnp.zeros(shape, dtype), *axes) for _ in range(2)]
     if dtype == jnp.int8:
         scales = jnp.zeros(shape[:-1], jnp.float32)
@@ -42,15 +44,16 @@ def pages(cfg: ModelConfig, count: int, page: int, kind: str = "auto") -> Pages:
 
 
 def empty(cfg: ModelConfig, slots: int, lengths: Int[Array, " B"], kind: str = "auto") -> Cache:
-    """A cache with one page of `slots` tokens a row, for use without an engine.
+    """A cache for `slots` tokens a row, for use without an engine.
 
     Args:
       lengths: the most tokens each row may come to hold; fixes its rotation (rope.py).
     """
-    rows = lengths.shape[0]
+    rows, page = lengths.shape[0], min(slots, PAGE)
+    table = jnp.arange(rows * -(-slots // page), dtype=jnp.int32).reshape(rows, -1)
     return Cache(
-        pages=pages(cfg, rows, slots, kind),
-        table=jnp.arange(rows, dtype=jnp.int32)[:, None],
+        pages=pages(cfg, table.size, page, kind),
+        table=table,
         used=jnp.zeros(rows, jnp.int32),
         rope_length=lengths,
     )

@@ -20,6 +20,11 @@ HELP = """/system TEXT   begin anew with this system prompt
 /quit          leave"""
 
 
+weights_option = click.option(
+    "--weights", default="auto", show_default=True, help="auto (as they are), int8 or int4."
+)
+
+
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("prompt")
@@ -28,6 +33,7 @@ HELP = """/system TEXT   begin anew with this system prompt
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--chat", is_flag=True, help="Put PROMPT into a ChatML user turn.")
+@weights_option
 def generate(
     folder: Path,
     prompt: str,
@@ -36,6 +42,7 @@ def generate(
     top_p: float,
     seed: int,
     chat: bool,
+    weights: str,
 ) -> None:
     """Continue PROMPT with the model in FOLDER (Hugging Face or a stage of a run)."""
     import internlm2_jax
@@ -49,6 +56,7 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            weights=weights,
         )
     )
 
@@ -60,6 +68,7 @@ def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--max-length", type=int, help="Tokens of a conversation; default: the model's."
         ),
         click.option("--cache", default="auto", show_default=True, help="auto, bfloat16 or int8."),
+        weights_option,
     ):
         function = option(function)
     return function
@@ -114,6 +123,7 @@ def chat(
     seed: int,
     max_length: int | None,
     cache: str,
+    weights: str,
 ) -> None:
     """Talk with the model in FOLDER; /help lists what can be typed beside questions.
 
@@ -124,6 +134,7 @@ def chat(
     sampling = Sampling(temperature=temperature, top_p=top_p)  # a bad one is told before loading
     opened, tokenizer = _opened(folder)
     sizes = {"slots": 1, "steps": 4, "prefill": ((1, 32), (1, 256)), "cache": cache}
+    sizes["weights"] = weights
     engine = _engine(opened, tokenizer, max_length, **sizes)
     talk = Conversation(engine, tokenizer, sampling, max_new_tokens, seed, system)
     while True:
@@ -320,6 +331,7 @@ def serve(
     timeout: float,
     max_length: int | None,
     cache: str,
+    weights: str,
 ) -> None:
     """Serve the model in FOLDER over HTTP as OpenAI's API: /v1/chat/completions and the like."""
     try:
@@ -341,6 +353,7 @@ def serve(
         steps=steps,
         top_logprobs=top_logprobs,
         cache=cache,
+        weights=weights,
         prefill=((1, 32), (1, 256), (slots, 32)),
     )
     name = name or os.path.basename(os.path.abspath(folder))

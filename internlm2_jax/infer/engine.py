@@ -25,12 +25,10 @@ version of the weights that drew it, and are read again under the new weights be
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,167 +40,16 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.infer import cache as kv
 from internlm2_jax.infer import programs, sampling
 from internlm2_jax.infer.programs import Batch, Drawn
+from internlm2_jax.infer.requests import GREEDY, Event, Request, Response, Track, check_prompt
 from internlm2_jax.infer.sampling import Rows, Sampling
-from internlm2_jax.infer.text import TextStream
+from internlm2_jax.infer.scheduler import Row, Scheduler
+from internlm2_jax.infer.sizes import EngineConfig, config_for
 from internlm2_jax.kernels.attention import platform
 from internlm2_jax.models.build import Model, Params, unstacked
-from internlm2_jax.models.config import ModelConfig
-from internlm2_jax.models.rope_scaling import DynamicNTK, LongRoPE
+from internlm2_jax.models.quantise import quantise
 
-GREEDY = Sampling(temperature=0.0)
 # Bytes of all layers above which a CPU's engine keeps them apart; smaller ones stay in its cache.
 UNSTACKED = 2**26
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineConfig:
-    """Sizes that programs are compiled for, and how steps are cut.
-
-    slots: requests that are decoded together.
-    max_length: the most tokens of a request, prompt and response.
-    page: tokens of a page; prompts share whole pages.
-    pages: pages of the cache; default: every slot can be full. Fewer make requests wait.
-    prefill: (rows, tokens) of the prefill programs; a step takes the one that wastes least.
-    steps: the most tokens a decode call makes of a request before the host looks.
-    steps_shared: the same while another request waits or is being read, so that it waits less.
-    top_logprobs: how many of the likeliest tokens are reported with each one.
-    stop_ids: the most stop ids of a request.
-    cache: type of the keys and values, "auto" (of the model's products), "float32", "bfloat16" or
-      "int8" (with a float32 scale per token and head).
-    """
-
-    slots: int = 8
-    max_length: int = 2048
-    page: int = 64
-    pages: int | None = None
-    prefill: tuple[tuple[int, int], ...] = ((1, 32), (1, 256), (8, 32))
-    steps: int = 16
-    steps_shared: int = 4
-    top_logprobs: int = 0
-    stop_ids: int = 8
-    cache: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("slots", "max_length", "page", "pages", "steps", "steps_shared"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"engine: {name} is {value}; it must be 1 or more")
-        if not self.prefill or min(itertools.chain(*self.prefill)) < 1:
-            raise UserError(f"engine: prefill is {self.prefill}; it lists (rows, tokens), not zero")
-
-    @property
-    def pages_per_request(self) -> int:
-        return -(-self.max_length // self.page)
-
-    @property
-    def num_pages(self) -> int:
-        return self.pages or self.slots * self.pages_per_request
-
-    def cache_bytes(self, cfg: ModelConfig) -> int:
-        """Bytes of the whole cache on all devices."""
-        return self.num_pages * self.page * kv.bytes_per_token(cfg, self.cache)
-
-
-class Constraint(Protocol):
-    """What a grammar lets a response become (constrain.py)."""
-
-    def mask(self) -> np.ndarray:
-        """Which tokens may come next: int32 words, see `sampling.Rows.mask`."""
-        ...
-
-    def accept(self, token: int) -> None:
-        """Goes on past `token`."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What to continue, and how.
-
-    prompt: token ids; not empty.
-    max_new_tokens: the most that the response may have, `response` included.
-    seed, row: fix the random numbers; samples of one prompt differ in `row`.
-    stop_ids: ids that end the response; they are part of it.
-    stop: texts that end the response; they are not part of its text. Needs the engine's tokenizer.
-    response: the beginning of a response, to be gone on with, for instance under new weights.
-    logprobs, drawn_logprobs, versions: of the tokens in `response`, handed on.
-    constraint: a grammar, used by this request alone.
-    """
-
-    prompt: Sequence[int]
-    max_new_tokens: int
-    sampling: Sampling = GREEDY
-    seed: int = 0
-    row: int = 0
-    stop_ids: tuple[int, ...] = ()
-    stop: tuple[str, ...] = ()
-    response: Sequence[int] = ()
-    logprobs: Sequence[float] = ()
-    drawn_logprobs: Sequence[float] = ()
-    versions: Sequence[int] = ()
-    constraint: Constraint | None = None
-
-
-@dataclasses.dataclass
-class Response:
-    """What a request has come to.
-
-    tokens: ids, a stop id included.
-    logprobs: natural logarithms under the whole distribution at temperature 1.
-    drawn_logprobs: the same under the distribution drawn from; 0 for a greedy choice.
-    versions: which weights drew each token.
-    finish_reason: None while it grows; "stop" (id or text), "length" or "cancelled".
-    """
-
-    tokens: list[int]
-    logprobs: list[float]
-    drawn_logprobs: list[float]
-    versions: list[int]
-    finish_reason: str | None = None
-
-
-@dataclasses.dataclass
-class Event:
-    """News of a request: its new tokens and whether it has ended.
-
-    top: for each token the likeliest (id, logprob) pairs, where the engine reports them.
-    """
-
-    request: int
-    tokens: list[int]
-    logprobs: list[float]
-    top: list[list[tuple[int, float]]]
-    finish_reason: str | None
-
-
-class _Track:
-    """A request under way."""
-
-    def __init__(self, number: int, request: Request, tokenizer: Tokenizer | None) -> None:
-        self.number, self.request = number, request
-        self.ids = [*map(int, request.prompt), *map(int, request.response)]
-        self.response = Response(
-            list(map(int, request.response)),
-            list(request.logprobs),
-            list(request.drawn_logprobs),
-            list(request.versions),
-        )
-        self.length = len(request.prompt) + request.max_new_tokens
-        self.text: TextStream | None = None
-        if tokenizer and request.stop:
-            self.text = TextStream(tokenizer, request.stop)
-            for token in self.response.tokens:
-                self.text.push(token)
-        self.slot = -1
-        self.pages: list[int] = []
-        self.names: list[bytes] = []
-        self.published = 0
-        self.used = 0  # tokens in the cache
-        self.goal = 0  # tokens that are read before the next is drawn; 0 once it decodes
-
-    @property
-    def left(self) -> int:
-        return self.request.max_new_tokens - len(self.response.tokens)
 
 
 class Engine:
@@ -227,23 +74,10 @@ class Engine:
         self.model, self.config, self.tokenizer = model, config, tokenizer
         self.version = 0
         self._set(params)
-        self._parts = sharding.size_of("data") * sharding.size_of("fsdp")
-        for name, size in [
-            ("slots", config.slots),
-            ("pages", config.num_pages),
-            *(("rows of prefill", rows) for rows, _ in config.prefill),
-        ]:
-            if size % self._parts:
-                raise UserError(
-                    f"engine: {size} {name} do not divide over {self._parts} parts of the mesh; "
-                    f"use a multiple of {self._parts}"
-                )
-        self._pages = _empty_pages(model.cfg, config)
-        self._pools = [kv.Pool(config.num_pages // self._parts) for _ in range(self._parts)]
-        self._slots: list[_Track | None] = [None] * config.slots
-        self._waiting: collections.deque[_Track] = collections.deque()
+        self._scheduler = Scheduler(model.cfg, config)
+        self._pages = _empty_pages(model, config)
         self._numbers = itertools.count()
-        self._tracks: dict[int, _Track] = {}
+        self._tracks: dict[int, Track] = {}
         vocab = model.cfg.vocab_size
         rows = {config.slots, *(rows for rows, _ in config.prefill)}
         self._unseen = {n: jnp.zeros((n, vocab), bool) for n in rows}
@@ -260,22 +94,22 @@ class Engine:
     @property
     def held_pages(self) -> int:
         """Pages that requests hold now."""
-        return sum(pool.held for pool in self._pools)
+        return self._scheduler.held_pages
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._scheduler.waiting)
 
     @property
     def running(self) -> int:
-        return len(self._tracks) - len(self._waiting)
+        return len(self._tracks) - self.waiting
 
     def submit(self, request: Request) -> int:
         """Queues a request; gives its number. It joins the batch at a later step."""
         self._check(request)
-        track = _Track(next(self._numbers), request, self.tokenizer)
+        track = Track(next(self._numbers), request, self.tokenizer)
         self._tracks[track.number] = track
-        self._waiting.append(track)
+        self._scheduler.waiting.append(track)
         return track.number
 
     def response(self, number: int) -> Response:
@@ -285,7 +119,7 @@ class Engine:
     def cancel(self, number: int) -> Response:
         """Ends a request now and gives what it has come to; its pages are free at once."""
         track = self._track(number)
-        self._leave(track)
+        self._scheduler.leave(track)
         track.response.finish_reason = "cancelled"
         del self._tracks[number]
         return track.response
@@ -306,27 +140,20 @@ class Engine:
             )
         self._set(params)
         self.version += 1
-        under_way = [track for track in self._slots if track]
-        for track in sorted(under_way, key=lambda track: -track.number):
-            self._leave(track)
-            self._waiting.appendleft(track)
-        for pool in self._pools:
-            pool.forget()
+        self._scheduler.begin_again()
         return self.version
 
     def _set(self, params: Params) -> None:
         self.params = params
-        size = sum(x.nbytes for x in jax.tree.leaves(params["layers"]))
-        apart = size >= UNSTACKED and platform(jax.tree.leaves(params)[0]) == "cpu"
-        self._weights = unstacked(params) if apart else params
+        self._weights = for_generation(self.model, params, self.config.weights)
 
     # -------------------------------------------------------------------- steps
 
     def step(self) -> list[Event]:
         """Reads a chunk of prompts and makes a few tokens; tells what came of it."""
-        self._admit()
-        events = self._prefill() if any(t and t.goal for t in self._slots) else []
-        if any(t and not t.goal for t in self._slots):
+        self._scheduler.admit()
+        events = self._prefill() if self._scheduler.reading else []
+        if any(self._scheduler.decoding()):
             events += self._decode()
         return events
 
@@ -345,109 +172,23 @@ class Engine:
         self._run_decode([None] * self.config.slots, 1)
         return len(self.config.prefill) + 1
 
-    # -------------------------------------------------------------------- admission
-
-    def _admit(self) -> None:
-        """Gives slots and pages to requests, first come first served.
-
-        A request waits for the pages of another that is being read when its prompt begins so for
-        at least half of its length.
-        """
-        coming = {n for t in self._slots if t and t.goal for n in t.names[t.published :]}
-        late = []
-        while self._waiting and None in self._slots:
-            track = self._waiting.popleft()
-            track.names = kv.names(track.ids, self.config.page, self._rotation(track))
-            reading = track.names[: (len(track.ids) - 1) // self.config.page]
-            ready = max(len(pool.find(reading)) for pool in self._pools)
-            soon = sum(name in coming for name in reading[ready:])
-            if soon and 2 * (ready + soon) * self.config.page >= len(track.ids):
-                late.append(track)
-            elif self._enter(track, reading):
-                coming |= set(track.names[track.published :])
-            else:
-                self._waiting.appendleft(track)
-                break
-        self._waiting.extendleft(reversed(late))
-
-    def _enter(self, track: _Track, reading: list[bytes]) -> bool:
-        """Finds a slot whose part of the mesh has room, with the most pages that are ready."""
-        needed = -(-track.length // self.config.page)
-        per_part = self.config.slots // self._parts
-        best: tuple[int, int, int] | None = None
-        for part, pool in enumerate(self._pools):
-            free = [s for s in self._of_part(part, per_part) if self._slots[s] is None]
-            shared = pool.find(reading)
-            if free and pool.fits(shared, needed - len(shared)):
-                offer = (len(shared), pool.available, -free[0])
-                best = offer if best is None else max(best, offer)
-        if best is None:
-            return False
-        track.slot = -best[2]
-        pool = self._pool(track)
-        shared = pool.find(reading)
-        track.pages = pool.take(shared, needed - len(shared))
-        track.published = len(shared)
-        track.used, track.goal = len(shared) * self.config.page, len(track.ids)
-        self._slots[track.slot] = track
-        return True
-
-    def _leave(self, track: _Track) -> None:
-        """Takes a request out of its slot, or out of the queue."""
-        if track.slot < 0:
-            self._waiting.remove(track)
-            return
-        self._pool(track).release(track.pages)
-        self._slots[track.slot] = None
-        track.slot, track.pages, track.used, track.goal = -1, [], 0, 0
-
-    def _rotation(self, track: _Track) -> bytes:
-        """What of a request's rotation its keys depend on."""
-        scaling, cfg = self.model.cfg.rope_scaling, self.model.cfg
-        if isinstance(scaling, DynamicNTK):
-            return b"%d" % max(track.length, cfg.max_position_embeddings)
-        if isinstance(scaling, LongRoPE):
-            return b"%d" % (track.length > scaling.original_max_position_embeddings)
-        return b""
-
     # -------------------------------------------------------------------- prefill
 
     def _prefill(self) -> list[Event]:
-        reading = sorted((t for t in self._slots if t and t.goal), key=lambda track: track.number)
-        useful, tight, choices = [], [], []
-        for rows, width in self.config.prefill:
-            chosen = self._rows_for(rows, reading)
-            useful.append(sum(min(width, t.goal - t.used) for t in chosen if t))
-            tight.append(useful[-1] / (rows * width))
-            choices.append(((rows, width), chosen))
-        # The most tokens, unless that wastes over twice the work that they could take.
-        fair = [i for i in range(len(choices)) if 2 * tight[i] >= max(tight)]
-        shape, chosen = choices[max(fair, key=lambda i: (useful[i], tight[i]))]
+        shape, chosen = self._scheduler.choose_prefill()
         drawn = self._run_prefill(shape, chosen)
         events = []
         for row, track in enumerate(chosen):
             if track is None:
                 continue
             track.used += min(shape[1], track.goal - track.used)
-            full = min(track.used // self.config.page, len(track.names))
-            for i in range(track.published, full):
-                self._pool(track).publish(track.pages[i], track.names[i])
-            track.published = max(track.published, full)
+            self._scheduler.publish(track)
             if track.used == track.goal:
                 track.goal = 0
                 events.append(self._take(track, drawn, row))
         return events
 
-    def _rows_for(self, count: int, reading: list[_Track]) -> list[_Track | None]:
-        """The first requests of each part of the mesh, in the rows of that part."""
-        per_part = count // self._parts
-        rows: list[_Track | None] = []
-        for pool in self._pools:
-            mine = [t for t in reading if self._pool(t) is pool][:per_part]
-            rows += [*mine, *[None] * (per_part - len(mine))]
-        return rows
-
-    def _run_prefill(self, shape: tuple[int, int], chosen: list[_Track | None]) -> Drawn:
+    def _run_prefill(self, shape: tuple[int, int], chosen: list[Row]) -> Drawn:
         tokens, counts = np.zeros(shape, np.int32), np.zeros(shape[0], np.int32)
         for row, track in enumerate(chosen):
             if track:
@@ -468,20 +209,22 @@ class Engine:
     # -------------------------------------------------------------------- decode
 
     def _decode(self) -> list[Event]:
-        rows = [t if t and not t.goal else None for t in self._slots]
+        rows = self._scheduler.decoding()
         active = [t for t in rows if t]
-        limit = self.config.steps
-        if self._waiting or len(active) < self.running:
+        limit, least = self.config.steps, 1
+        if self.waiting:
+            least = max(1, len(active) - self.config.slots // 16)
+        if len(active) < self.running:
             limit = min(limit, self.config.steps_shared)
         if any(t.request.constraint for t in active):
             limit = 1  # a grammar must see a token before it can say what may follow
-        drawn = self._run_decode(rows, limit)
+        drawn = self._run_decode(rows, limit, least)
         self.steps += (made := int(drawn.counts.max()))
         self.row_steps += made * self.config.slots
         self.decoded += int(drawn.counts.sum())
         return [self._take(track, drawn, row) for row, track in enumerate(rows) if track]
 
-    def _run_decode(self, rows: list[_Track | None], limit: int) -> Drawn:
+    def _run_decode(self, rows: list[Row], limit: int, least: int = 1) -> Drawn:
         slots = self.config.slots
         token, budget = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
         stops = np.full((slots, self.config.stop_ids), -1, np.int32)
@@ -501,10 +244,11 @@ class Engine:
             budget,
             stops,
             np.int32(limit),
+            np.int32(least),
         )
         return sharding.fetch(drawn)
 
-    def _take(self, track: _Track, drawn: Drawn, row: int) -> Event:
+    def _take(self, track: Track, drawn: Drawn, row: int) -> Event:
         """Adds a row's tokens to its request, up to what ends it."""
         event = Event(track.number, [], [], [], None)
         response, request = track.response, track.request
@@ -532,13 +276,13 @@ class Engine:
         track.used = len(track.ids) - 1  # the last token is read when the next one is drawn
         if response.finish_reason:
             event.finish_reason = response.finish_reason
-            self._leave(track)
+            self._scheduler.leave(track)
             del self._tracks[track.number]
         return event
 
     # -------------------------------------------------------------------- arrays
 
-    def _batch(self, rows: list[_Track | None]) -> Batch:
+    def _batch(self, rows: list[Row]) -> Batch:
         table = np.zeros((len(rows), self.config.pages_per_request), np.int32)
         used, step = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.int32)
         length = np.ones(len(rows), np.int32)
@@ -550,7 +294,7 @@ class Engine:
         columns: Any = (table, used, length, step)
         return Batch(*columns)
 
-    def _rows(self, rows: list[_Track | None]) -> Rows:
+    def _rows(self, rows: list[Row]) -> Rows:
         asked = [t.request if t else None for t in rows]
         seen: Any = self._unseen[len(rows)]
         mask: Any = self._all[len(rows)]
@@ -576,13 +320,7 @@ class Engine:
 
     # -------------------------------------------------------------------- helpers
 
-    def _of_part(self, part: int, per_part: int) -> range:
-        return range(part * per_part, (part + 1) * per_part)
-
-    def _pool(self, track: _Track) -> kv.Pool:
-        return self._pools[track.slot * self._parts // self.config.slots]
-
-    def _track(self, number: int) -> _Track:
+    def _track(self, number: int) -> Track:
         if number not in self._tracks:
             raise UserError(f"request {number} is not under way: it has ended or never was")
         return self._tracks[number]
@@ -604,7 +342,7 @@ class Engine:
                 )
         config = self.config
         total = len(request.prompt) + request.max_new_tokens
-        needed, room = -(-total // config.page), config.num_pages // self._parts
+        needed, room = -(-total // config.page), config.num_pages // self._scheduler.parts
         if total > config.max_length or needed > room:
             most = min(config.max_length, room * config.page)
             raise UserError(
@@ -621,34 +359,18 @@ class Engine:
             raise UserError("stop strings need an engine with a tokenizer; use stop_ids")
 
 
-def _empty_pages(cfg: ModelConfig, config: EngineConfig) -> Any:
+def for_generation(model: Model, params: Params, kind: str) -> Params:
+    """The weights as the programs take them: of `kind`, and on a CPU the layers apart."""
+    params = quantise(params, kind)
+    size = sum(x.nbytes for x in jax.tree.leaves(params["layers"]))
+    apart = size >= UNSTACKED and platform(jax.tree.leaves(params)[0]) == "cpu"
+    return unstacked(params) if apart else params
+
+
+def _empty_pages(model: Model, config: EngineConfig) -> Any:
     return jax.jit(kv.pages, static_argnums=(0, 1, 2, 3))(
-        cfg, config.num_pages, config.page, config.cache
+        model.cfg, config.num_pages, config.page, config.cache
     )
-
-
-def check_prompt(
-    cfg: ModelConfig, prompt: Sequence[int], max_new_tokens: int, name: str = ""
-) -> None:
-    """UserError unless the model can read these ids and that many new ones."""
-    name = name or "prompt"
-    if max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more")
-    if not len(prompt):
-        raise UserError(f"{name} is empty; begin it with the bos id")
-    low, high = min(prompt), max(prompt)
-    if low < 0 or high >= cfg.vocab_size:
-        bad = low if low < 0 else high
-        raise UserError(
-            f"{name} has id {bad}, outside the vocabulary of {cfg.vocab_size}; "
-            "was it made with another tokenizer?"
-        )
-    total = len(prompt) + max_new_tokens
-    if cfg.length_limit is not None and total > cfg.length_limit:
-        raise UserError(
-            f"{name} has {len(prompt)} tokens; with {max_new_tokens} new it passes the "
-            f"model's {cfg.length_limit} positions; shorten it or ask for fewer"
-        )
 
 
 # ---------------------------------------------------------------- many prompts at once
@@ -668,28 +390,6 @@ class Generation:
     finished: list[bool]
 
 
-MAX_PREFILL = 2**14  # tokens of a prefill call
-MAX_STEPS = 64  # tokens of a decode call
-
-
-def config_for(count: int, longest: int, max_new_tokens: int, batch_size: int = 64) -> EngineConfig:
-    """Sizes for `count` prompts of up to `longest` tokens, rounded up so that few are compiled."""
-    parts = sharding.size_of("data") * sharding.size_of("fsdp")
-    slots = 1 << (min(count, batch_size) - 1).bit_length()
-    slots = math.ceil(slots / parts) * parts
-    width, new = kv.bucket(longest), kv.bucket(max_new_tokens)
-    page = 32 if width + new <= 512 else 64
-    return EngineConfig(
-        slots=slots,
-        max_length=width + new,
-        page=page,
-        prefill=tuple(dict.fromkeys([(slots, min(width, max(16, MAX_PREFILL // slots))),
-                                     (parts, min(width, 512))])),
-        steps=min(new, MAX_STEPS),
-        steps_shared=min(new, 8),
-    )  # fmt: skip
-
-
 def generate(
     model: Model,
     params: Params,
@@ -702,6 +402,7 @@ def generate(
     pad_to: int | None = None,
     rows: Sequence[int] | None = None,
     batch_size: int = 64,
+    weights: str = "auto",
 ) -> Generation:
     """Continues every prompt; up to `batch_size` of them are in the engine at a time.
 
@@ -712,6 +413,7 @@ def generate(
         the longest prompt's; give one number for many calls and they share programs.
       rows: row index of each prompt, default 0, 1, ...; a prompt with the same seed and row index
         gets the same response in any batch.
+      weights: see `EngineConfig`.
 
     Raises:
       UserError: a prompt is empty, has an id outside the vocabulary, or with its response is longer
@@ -723,6 +425,7 @@ def generate(
         check_prompt(model.cfg, prompt, max_new_tokens, f"prompt {i}")
     longest = max(max(map(len, prompts)), pad_to or 0)
     config = config_for(len(prompts), longest, max_new_tokens, batch_size)
+    config = dataclasses.replace(config, weights=weights)
     numbers = range(len(prompts)) if rows is None else rows
     engine = Engine(model, params, config)
     responses = engine.run(

@@ -96,8 +96,9 @@ def decode(
     budget: Int[Array, " B"],
     stops: Int[Array, "B S"],
     limit: Int[Array, ""],
+    least: Int[Array, ""],
 ) -> tuple[Pages, Drawn]:
-    """Up to `limit` (at most `size`) tokens for every row; ends when all rows have stopped.
+    """Up to `limit` (at most `size`) tokens for every row; ends when fewer than `least` go on.
 
     Args:
       token: the last token of each row, not yet in the cache.
@@ -113,7 +114,7 @@ def decode(
 
     def running(state: State) -> Array:
         i, _, live, *_ = state
-        return (i < limit) & live.any()
+        return (i < limit) & (live.sum() >= least)
 
     def advance(state: State) -> State:
         i, token, live, seen, pages, out = state

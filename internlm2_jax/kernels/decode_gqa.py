@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from internlm2_jax.errors import UserError
 from internlm2_jax.kernels.attention import platform
-from internlm2_jax.kernels.paged import EMPTY, blockwise
+from internlm2_jax.kernels.paged import EMPTY, blockwise, loaded
 
 LANES = 128
 LOG2E = math.log2(math.e)
@@ -199,17 +199,21 @@ IMPLEMENTATIONS = ("reference", "blockwise", "decode_gqa")
 
 def dispatch(
     q: Float[Array, "B T N H"],
-    k_pages: Num[Array, "P K page H"],
-    v_pages: Num[Array, "P K page H"],
+    k_pages: Num[Array, "L P K page H"],
+    v_pages: Num[Array, "L P K page H"],
+    layer: Int[Array, ""],
     page_table: Int[Array, "B n"],
     lengths: Int[Array, " B"],
     *,
-    k_scales: Float[Array, "P K page"] | None = None,
-    v_scales: Float[Array, "P K page"] | None = None,
+    k_scales: Float[Array, "L P K page"] | None = None,
+    v_scales: Float[Array, "L P K page"] | None = None,
     window: int | None = None,
     impl: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """`decode_gqa` on TPU, `blockwise` elsewhere and for a chunk of a prompt, or as `impl` says."""
+    """Attention over the pages of one layer of a cache.
+
+    `decode_gqa` on TPU, `blockwise` elsewhere and for a chunk of a prompt, or as `impl` says.
+    """
     on = platform(q)
     name = impl
     if impl == "auto":
@@ -220,9 +224,18 @@ def dispatch(
         )
     if name == "decode_gqa" and on != "tpu":
         raise UserError(f"decoding attention 'decode_gqa' runs on tpu, not on {on}; use auto")
-    function = {"reference": reference, "blockwise": blockwise, "decode_gqa": decode_gqa}[name]
     scales = {"k_scales": k_scales, "v_scales": v_scales}
-    return function(q, k_pages, v_pages, page_table, lengths, window=window, **scales)
+    if name == "blockwise":
+        return blockwise(q, k_pages, v_pages, layer, page_table, lengths, window=window, **scales)
+
+    def joined(x: Array) -> Array:
+        """All layers as one row of pages, so that none of them is cut out and copied."""
+        return loaded(x.reshape(-1, *x.shape[2:]))
+
+    function = decode_gqa if name == "decode_gqa" else reference
+    scales = {name: None if x is None else joined(x) for name, x in scales.items()}
+    table = page_table + layer * k_pages.shape[1]
+    return function(q, joined(k_pages), joined(v_pages), table, lengths, window=window, **scales)
 
 
 def _check(q: Array, k_pages: Array, k_scales: Array | None, v_scales: Array | None) -> None:

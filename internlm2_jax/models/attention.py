@@ -5,8 +5,6 @@ q, k and v are separate arrays; the fused `wqkv` of public checkpoints is known 
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -85,24 +83,21 @@ class Attention(nnx.Module):
         q, k = rope.rotate(q, *rotation), rope.rotate(k, *rotation)
 
         def attend(q, k, v, layer, table, used, counts, *pages):
-            count = pages[0].shape[1]
-            # All layers as one row of pages, so that none of them is cut out and copied.
-            flat: list[Any] = [None if p is None else p.reshape(-1, *p.shape[2:]) for p in pages]
-            place = table + layer * count
-            keys, k_scales = paged.append(flat[0], flat[2], k, place, used, counts)
-            values, v_scales = paged.append(flat[1], flat[3], v, place, used, counts)
+            keys, values, k_scales, v_scales = pages
+            keys, k_scales = paged.append(keys, k_scales, k, layer, table, used, counts)
+            values, v_scales = paged.append(values, v_scales, v, layer, table, used, counts)
             out = decode_gqa.dispatch(
                 q,
                 keys,
                 values,
-                place,
+                layer,
+                table,
                 used + q.shape[1],
                 k_scales=k_scales,
                 v_scales=v_scales,
                 window=window,
             )
-            new = [x for x in (keys, values, k_scales, v_scales) if x is not None]
-            return [out, *(x.reshape(-1, count, *x.shape[1:]) for x in new)]
+            return [out, *(x for x in (keys, values, k_scales, v_scales) if x is not None)]
 
         heads, kv = (("batch", None, name, None) for name in ("heads", "kv_heads"))
         cut = ("layer", "batch", "kv_heads", None, None)

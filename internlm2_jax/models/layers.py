@@ -15,8 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from internlm2_jax import sharding
+from internlm2_jax.models.quantise import Quantised, in_integers
 
 Axes = tuple[str | None, ...]
+Weights = tuple[Array | Quantised, Array | Quantised, Array | Quantised]
 
 
 def parameter(value: Array, axes: Axes) -> nnx.Param:
@@ -48,11 +50,16 @@ class Linear(nnx.Module):
         self.axes = axes
         self.inputs = inputs
 
-    def in_use(self, dtype: Any) -> Array:
-        """The weight as products take it: in their dtype, gathered."""
-        return sharding.constrain(self.weight[...].astype(dtype), *self.axes)
+    def in_use(self, dtype: Any) -> Array | Quantised:
+        """The weight as products take it: in their dtype, gathered; or one of few bits."""
+        weight = self.weight[...]
+        if isinstance(weight, Quantised):
+            return weight
+        return sharding.constrain(weight.astype(dtype), *self.axes)
 
-    def __call__(self, x: Array, out_dtype: Any = None, weight: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, out_dtype: Any = None, weight: Array | Quantised | None = None
+    ) -> Array:
         """x [B, T, *in] -> [B, T, *out], in x's dtype or in `out_dtype`.
 
         `weight`: what `in_use` gave, where one weight serves several calls.
@@ -61,7 +68,12 @@ class Linear(nnx.Module):
         length = "residual_length" if to_residual else "length"
         out_axes = ("batch", length, *self.axes[self.inputs :])
         weight = self.in_use(x.dtype) if weight is None else weight
-        y = sharding.contract(x, weight, self.inputs, out_axes, out_dtype)
+        if isinstance(weight, Quantised) and in_integers(x):
+            y = weight.product(x, out_dtype or x.dtype)
+        else:
+            if isinstance(weight, Quantised):
+                weight = weight.weight(x.dtype)
+            y = sharding.contract(x, weight, self.inputs, out_axes, out_dtype)
         if self.bias is not None:
             y = y + sharding.constrain(self.bias[...].astype(y.dtype), *self.axes[self.inputs :])
         return y
@@ -104,12 +116,12 @@ class MLP(nnx.Module):
         self.up = Linear(up, (dim, hidden), ("embed", "mlp"), std=std)
         self.down = Linear(down, (hidden, dim), ("mlp_in", "residual"), std=down_std)
 
-    def in_use(self, dtype: Any) -> tuple[Array, Array, Array]:
+    def in_use(self, dtype: Any) -> Weights:
         """The three weights as products take them (see `Linear.in_use`)."""
         return self.gate.in_use(dtype), self.up.in_use(dtype), self.down.in_use(dtype)
 
     def __call__(
-        self, x: Float[Array, "B T D"], weights: tuple[Array, Array, Array] | None = None
+        self, x: Float[Array, "B T D"], weights: Weights | None = None
     ) -> Float[Array, "B T D"]:
         x = sharding.constrain(x, "batch", "length", None)
         of_gate, of_up, of_down = weights or self.in_use(x.dtype)

@@ -335,6 +335,7 @@ def _rollout(
         integers(config.slots),
         integers(config.slots, config.stop_ids),
         integers(),
+        integers(),
     )
     attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim
     step = rows * (analytic.forward_flops(cfg, 1) + attention * (prompt + new / 2 - 1))

@@ -356,3 +356,14 @@ def test_stop_strings_end_a_response(vocabulary):
     assert got.tokens == free.tokens[: len(got.tokens)]
     assert stop in vocabulary.decode(got.tokens)
     assert stop not in vocabulary.decode(got.tokens[:-1])
+
+
+def test_weights_of_few_bits(model, params, alone):
+    """Who shares the batch changes no bit; new weights are made as small as the old ones."""
+    sizes = dataclasses.replace(SIZES, weights="int4")
+    engine = Engine(model, jax.tree.map(lambda x: x * 1.1, params), sizes)
+    engine.update(params)
+    together = engine.run(REQUESTS[:5])
+    same(together[2], Engine(model, params, sizes).run([REQUESTS[2]])[0])
+    firsts = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(alone, together, strict=False)]
+    assert 0 < max(firsts) < 2

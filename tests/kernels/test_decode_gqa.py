@@ -202,10 +202,15 @@ def test_bad_input():
 def test_dispatch():
     q, k, v, table, lengths, scales = Case((20, 7)).arrays()
     arrays = [jnp.asarray(x) for x in (q, k, v, table, lengths)]
+    alone = decode_gqa.reference(*arrays, **scales)
+    # The second of two layers.
+    arrays[1:3] = (jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in arrays[1:3])
+    arrays.insert(3, jnp.int32(1))
     got = decode_gqa.dispatch(*arrays, **scales)
     np.testing.assert_array_equal(got, decode_gqa.dispatch(*arrays, **scales, impl="blockwise"))
     plain = decode_gqa.dispatch(*arrays, **scales, impl="reference")
     np.testing.assert_allclose(got, plain, atol=1e-5)
+    np.testing.assert_array_equal(plain, alone)
     with pytest.raises(UserError, match="runs on tpu, not on cpu"):
         decode_gqa.dispatch(*arrays, impl="decode_gqa")
     with pytest.raises(UserError, match="no decoding attention 'paged'; there are auto, reference"):
