@@ -45,7 +45,7 @@ $(READY): requirements.txt setup.cfg
 # Resolves the pins of requirements.txt again, for every supported Python.
 requirements: $(READY)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 setup.cfg --extra dev --extra data --extra serve -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 setup.cfg --extra dev --extra data --extra serve --extra verify -o requirements.txt
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -223,7 +223,7 @@ def duration(seconds: float | None) -> str:
 
 def pretty(name: str) -> str:
     """A key of a result file as words: "ppo_round1" -> "PPO round 1"."""
-    upper = {"ppo": "PPO", "sft": "SFT", "kl": "KL", "rm": "RM", "all": "all"}
+    upper = {"grpo": "GRPO", "ppo": "PPO", "sft": "SFT", "kl": "KL", "rm": "RM", "all": "all"}
     spaced = re.sub(r"round(?=\d)", "round ", name).replace("_", " ").replace("-", " ")
     words = [upper.get(word, word) for word in spaced.split()]
     text = " ".join(words)

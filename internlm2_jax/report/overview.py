@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from internlm2_jax.report import corpus, evaluation, plots, ppo, reward_model, svg, training
+from internlm2_jax.report import corpus, evaluation, grpo, plots, ppo, reward_model, svg, training
 from internlm2_jax.report.blocks import (
     Block,
     Fold,
@@ -24,6 +24,7 @@ _HEADLINES: Sources = (
     training.headlines,
     reward_model.headlines,
     ppo.headlines,
+    grpo.headlines,
     evaluation.headlines,
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 
 from internlm2_jax import files
-from internlm2_jax.report import corpus, evaluation, overview, ppo, reward_model, training
+from internlm2_jax.report import corpus, evaluation, grpo, overview, ppo, reward_model, training
 from internlm2_jax.report.blocks import Headline, Section, pretty
 from internlm2_jax.report.load import DONE, UNFINISHED, Run
 
@@ -20,6 +20,7 @@ SECTIONS = (
     training.sft,
     reward_model.reward_model,
     ppo.ppo,
+    grpo.grpo,
     evaluation.samples,
     evaluation.evaluation,
     overview.time,

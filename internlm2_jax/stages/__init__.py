@@ -2,10 +2,12 @@
 
 from internlm2_jax.stages.corpus import corpus
 from internlm2_jax.stages.evaluate import evaluate
+from internlm2_jax.stages.grpo import grpo
 from internlm2_jax.stages.instructions import instructions
 from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.ppo import ppo
 from internlm2_jax.stages.pretrain import Phase, pretrain
+from internlm2_jax.stages.problems import problems
 from internlm2_jax.stages.report import report
 from internlm2_jax.stages.reward_model import RewardTraining, reward_model
 from internlm2_jax.stages.reward_patch import reward_patch
@@ -19,9 +21,11 @@ __all__ = [
     "RewardTraining",
     "corpus",
     "evaluate",
+    "grpo",
     "instructions",
     "ppo",
     "pretrain",
+    "problems",
     "report",
     "reward_model",
     "reward_patch",

@@ -1,0 +1,159 @@
+"""The GRPO stage: its numbers survive a kill bit for bit, and what it cannot learn from it says."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from internlm2_jax import files
+from internlm2_jax.data.tokenizer import Tokenizer
+from internlm2_jax.errors import UserError
+from internlm2_jax.models.build import build
+from internlm2_jax.models.config import preset
+from internlm2_jax.rlhf.grpo import GRPOConfig
+from internlm2_jax.rlhf.verifiers import Verdict
+from internlm2_jax.stages import grpo as stage
+from internlm2_jax.stages import problems
+from internlm2_jax.train.checkpoint import Checkpoints, load_model, save_model_json
+
+MODULE = sys.modules["internlm2_jax.stages.grpo"]  # the package's own name is the stage
+# Two rounds, two minibatches, a KL: everything that a resumed run must repeat.
+CONFIG = GRPOConfig(learning_rate=3e-3, dynamic_rounds=2, minibatches=2, kl_coefficient=0.01,
+                    overlong_buffer=2)  # fmt: skip
+
+
+class Judge:
+    """Stands for the verifiers: what it says is a function of the text."""
+
+    lasts = 10**9  # batches until the machine fails
+
+    def __init__(self, **options):
+        self.left = self.lasts
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def validate(self, rows, name):
+        pass
+
+    def __call__(self, rows, texts):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("killed")
+        kinds = [Verdict("pass", score=1.0), Verdict("fail"), Verdict("timeout")]
+        kinds.append(Verdict("infrastructure", "no memory"))
+        return [kinds[sum(map(ord, text)) % 4] for text in texts]
+
+
+@pytest.fixture(scope="module")
+def run(vocabulary, tmp_path_factory):
+    """Folders of a tokenizer, problems and a model that has learnt nothing."""
+    base = tmp_path_factory.getbasetemp()
+    folder = tmp_path_factory.mktemp("run")
+    found = sorted(base.glob("tokenizer*/tokenizer.model"))
+    path = next(p for p in found if Tokenizer.load(p).sha256 == vocabulary.sha256)
+    (folder / "tokenizer").mkdir()
+    shutil.copyfile(path, folder / "tokenizer" / "tokenizer.model")
+    problems(folder / "problems", largest=4)
+    cfg = preset("tiny", vocab_size=vocabulary.vocab_size)
+    with Checkpoints(folder / "actor") as checkpoints:
+        checkpoints.save(1, {"params": build(cfg).init(jax.random.key(0))})
+    save_model_json(folder / "actor", cfg, "lm")
+    return folder
+
+
+def train(run, name, iterations=4, **options):
+    settings = {
+        "prompts_per_iteration": 2, "group_size": 4, "prompt_length": 32, "max_new_tokens": 4,
+        "config": CONFIG, "validate_every": 2, "checkpoint_every": 2, "samples_every": 2, **options,
+    }  # fmt: skip
+    folders = {n: run / n for n in ("tokenizer", "problems", "actor")}
+    stage(run / name, **{**folders, "iterations": iterations, **settings})
+    return run / name
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, "Checks", Judge)
+        return train(run, "whole")
+
+
+def test_it_says_what_became_of_the_rollouts(whole):
+    rows = [r for r in files.read_jsonl(whole / "metrics.jsonl") if r["split"] == "train"]
+    assert len(rows) == 4
+    for row in rows:
+        assert 0 < row["infrastructure_errors"] < 1 and 0 <= row["pass_rate"] <= 1
+        assert row["ratio_at_start"] == pytest.approx(1, abs=1e-3)
+        assert row["groups_drawn"] >= 2 and 1 <= row["rounds"] <= 2
+        for name in ("kl", "zero_variance", "truncated", "clip_share", "entropy", "timeouts"):
+            assert np.isfinite(row[name])
+    assert rows[-1]["kl"] > rows[0]["kl"]
+    checked = [r for r in files.read_jsonl(whole / "metrics.jsonl") if r["split"] == "validation"]
+    assert [r["step"] for r in checked] == [2, 4]
+    samples = files.read_jsonl(whole / "samples.jsonl")
+    assert {s["step"] for s in samples} == {1, 3, 4}
+    assert {"prompt", "response", "outcome", "score"} <= samples[0].keys()
+    timing = files.read_jsonl(whole / "timing.jsonl")
+    assert [r["step"] for r in timing] == [1, 2, 3, 4] and all(r["rollout"] > 0 for r in timing)
+    assert files.read_json(whole / "result.json")["held_out_pass_rate"] == checked[-1]["pass_rate"]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(run, whole, monkeypatch):
+    monkeypatch.setattr(MODULE, "Checks", Judge)
+    monkeypatch.setattr(Judge, "lasts", 7)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(run, "killed")
+    done = len((run / "killed" / "timing.jsonl").read_text().splitlines())
+    assert 2 <= done < 4
+    monkeypatch.setattr(Judge, "lasts", 10**9)
+    killed = train(run, "killed")
+    for name in ("metrics.jsonl", "samples.jsonl", "result.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    ours, theirs = (load_model(folder)[1] for folder in (killed, whole))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert [r["step"] for r in files.read_jsonl(killed / "timing.jsonl")] == [1, 2, 3, 4]
+
+
+def test_nothing_that_can_be_checked_ends_the_run(run, monkeypatch):
+    class Broken(Judge):
+        def __call__(self, rows, texts):
+            return [Verdict("infrastructure", "no sandbox today")] * len(texts)
+
+    monkeypatch.setattr(MODULE, "Checks", Broken)
+    with pytest.raises(UserError, match=r"not one of the responses.*no sandbox today"):
+        train(run, "broken", 1)
+
+
+def test_a_sampler_that_disagrees_with_the_trainer_ends_the_run(run, monkeypatch):
+    from internlm2_jax.rlhf import rollout
+
+    real = rollout.sample
+
+    def off(*args, **options):
+        found = real(*args, **options)
+        return rollout.Rollout(
+            found.tokens, found.mask, found.logprobs - 0.5, found.finished, found.responses
+        )
+
+    monkeypatch.setattr(MODULE, "Checks", Judge)
+    monkeypatch.setattr(rollout, "sample", off)
+    with pytest.raises(UserError, match=r"ratio to the sampler is 1\.6"):
+        train(run, "off", 1)
+
+
+def test_mistakes_are_named_before_anything_runs(run, tmp_path):
+    with pytest.raises(UserError, match="group_size is 1"):
+        train(run, "one", group_size=1)
+    with pytest.raises(UserError, match="no problem fits 3 tokens"):
+        train(run, "short", prompt_length=3)
+    files.write_jsonl(tmp_path / "problems.jsonl", [{"prompt": "a", "check": {"kind": "magic"}}])
+    with pytest.raises(UserError, match=r"problems\.jsonl:1: no check of a known kind"):
+        train(run, "magic", problems=tmp_path)
