@@ -40,6 +40,26 @@ def groups_of(instruction: Instruction, num_devices: int) -> Groups:
     raise ValueError(f"{instruction.name}: replica_groups={text!r} is in a form not known here")
 
 
+def between_slices(instruction: Instruction, num_devices: int) -> tuple[str, str, Groups] | None:
+    """(kind of collective, name, groups) of a transfer to other slices; None for any other.
+
+    Slices follow one another in the mesh (sharding.py: only the first axis crosses them), and equal
+    places in them are a group.
+    """
+    text = instruction.attributes
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', text)
+    if kind is None:
+        return None
+    name = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', text)
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', text)
+    if name is None or target is None:
+        raise ValueError(f"{instruction.name}: a transfer between slices in a form not known here")
+    ranges = [[int(n) for n in part.split(":")] for part in target.group(1).split(",")]
+    slices = sum(part[-1] - part[0] + 1 for part in ranges)
+    groups = np.arange(num_devices).reshape(slices, -1).T
+    return kind.group(1).lower().replace("_", "-"), name.group(1), groups
+
+
 def axes_of(groups: Groups, mesh_shape: dict[str, int], permutation: bool = False) -> str:
     """Names of the mesh axes along which `groups` run, joined by "+".
 

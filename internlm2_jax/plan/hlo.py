@@ -17,7 +17,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from internlm2_jax.plan import flops, groups, loops, traffic
 from internlm2_jax.plan.hlo_text import HBM, Computation, Instruction, Module, leaves, parse
@@ -218,6 +218,11 @@ class _Reader:
             if code.endswith("-done"):
                 return [Wait(self._started(where, op))]
             return [self._collective(where, op, base, code.endswith("-start"))]
+        if code in ("send", "recv", "send-done", "recv-done"):
+            source = where[op.operands[0]] if code.endswith("-done") else op
+            between = groups.between_slices(source, self._devices)
+            if between is not None:
+                return self._between_slices(where, op, source, *between)
         if code == "async-start":
             inner = self._module.computations[op.called()]
             if self._has_collective(inner):
@@ -240,9 +245,15 @@ class _Reader:
         self, where: Computation, op: Instruction, kind: str, asynchronous: bool
     ) -> Collective:
         members = groups.groups_of(op, self._devices)
+        return self._moved(where, op, op.operands, kind, members, asynchronous)
+
+    def _moved(
+        self, where: Computation, op: Instruction, names: Sequence[str], kind: str,
+        members: groups.Groups, asynchronous: bool,
+    ) -> Collective:  # fmt: skip
         permutation = kind == "collective-permute"
         size = members.shape[1]
-        operands = [s for name in op.operands for s in leaves(where[name].result)]
+        operands = [s for name in names for s in leaves(where[name].result)]
         taken = sum(s.bytes for s in operands)
         payload = taken * size if kind == "all-gather" else taken
         share = (size - 1) / size
@@ -264,6 +275,18 @@ class _Reader:
             asynchronous=asynchronous,
             hbm_bytes=sum(s.bytes for s in operands if s.space == HBM) + left * in_hbm,
         )
+
+    def _between_slices(
+        self, where: Computation, op: Instruction, source: Instruction, kind: str, name: str,
+        members: groups.Groups,
+    ) -> list[Event]:  # fmt: skip
+        """libtpu writes what crosses slices as a send to the host and a receive from it."""
+        if op.opcode == "recv-done":
+            return [Wait((name,))]
+        if op.opcode != "send":
+            return []  # counted with the send
+        found = self._moved(where, source, source.operands[:1], kind, members, asynchronous=True)
+        return [dataclasses.replace(found, name=name)]
 
     def _has_collective(self, computation: Computation) -> bool:
         known = self._communicates.get(computation.name)

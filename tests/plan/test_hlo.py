@@ -235,6 +235,35 @@ def test_asynchronous_pairs_count_once():
     assert (total.payload, total.sent) == (64, 48)
 
 
+def test_what_crosses_slices_is_a_send_to_the_host_and_a_receive():
+    """As libtpu writes the all-reduce of data=2 over two slices of 4 chips."""
+    megascale = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.7_0"'
+        ',_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    lines = (
+        "%x = bf16[8,128]{1,0} parameter(0)",
+        "%y = f32[8]{0} parameter(1)",
+        "%t = token[] after-all()",
+        f"%r = (bf16[8,128]{{1,0}}, u32[], token[]) recv(%t), channel_id=1, {megascale}",
+        f"%s = (bf16[8,128]{{1,0}}, u32[], token[]) send(%x, %t), channel_id=2, {megascale}",
+        "%sd = token[] send-done(%s), channel_id=2, is_host_transfer=true",
+        "%rd = (bf16[8,128]{1,0}, token[]) recv-done(%r), channel_id=1, is_host_transfer=true",
+        "%plain = (f32[8]{0}, u32[], token[]) send(%y, %t), channel_id=3, is_host_transfer=true",
+    )
+    body = "\n".join(f"  {line}" for line in lines)
+    text = f"HloModule m\n\nENTRY %main () -> f32[] {{\n{body}\n}}\n"
+    found = hlo.read(text, {"data": 2, "fsdp": 4, "context": 1, "tensor": 1})
+    (total,) = found.collectives()
+    assert (total.kind, total.axes, total.asynchronous, total.count) == (
+        "all-reduce", "data", True, 1,
+    )  # fmt: skip
+    assert total.payload == total.sent == 2048
+    collective, wait = [e for e in found.events if not isinstance(e, hlo.Work)]
+    assert collective.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert wait.names == (collective.name,) == ("all-reduce.7_0",)
+
+
 def test_permutations_and_generic_async():
     inside = """
 %wrapped (q: f32[16]) -> f32[16] {
