@@ -50,8 +50,8 @@ def planned(
 
     Args:
       only: names of stages or of steps ("pretrain" or "pretrain/long").
-    Errors: UserError when nothing can be planned, a name is unknown, or a layout divides neither
-      the devices nor the model nor the batch.
+    Errors: UserError when nothing can be planned, a name is unknown, or a layout does not divide
+      the devices; from `lower` of a step, when it divides neither the model nor the batch.
     """
     context = Context(pipeline, devices, choice or Choice())
     able = {n: PLANNERS[s.func] for n, s in pipeline.stages.items() if s.func in PLANNERS}
@@ -147,18 +147,26 @@ def _training(
     rows = choice.batch or rows
     accumulate = choice.accumulate or (1 if choice.batch else accumulate)
     mesh, model = context.mesh(layout), build(cfg)
-    if rows % accumulate:
-        raise UserError(f"{name}: accumulate {accumulate} does not divide a batch of {rows} rows")
-    _check(name, layout, model, rows // accumulate, length)
+    lower = steps.train_step(
+        cfg, mesh, rows, length, remat=remat, accumulate=accumulate, z_loss=z_loss
+    )
+
+    def checked() -> Any:
+        """Not before the step is asked for: a setting may suit this phase and not another."""
+        if rows % accumulate:
+            raise UserError(
+                f"{name}: accumulate {accumulate} does not divide a batch of {rows} rows"
+            )
+        _check(name, layout, model, rows // accumulate, length)
+        return lower()
+
     return PlannedStep(
         name=name,
         layout=layout,
         remat=remat,
         rows=rows,
         length=length,
-        lower=steps.train_step(
-            cfg, mesh, rows, length, remat=remat, accumulate=accumulate, z_loss=z_loss
-        ),
+        lower=checked,
         tokens=rows * length,
         calls=calls,
         model_flops=rows * length * analytic.train_flops(cfg, length),
