@@ -84,7 +84,7 @@ def test_a_layout_must_divide_devices_batch_and_model():
         planned(seven, jax.devices(), Choice(layout="fsdp=4"))
     # Of one phase, when it is asked for: the others may be planned.
     found = {s.name: s for s in planned(seven, jax.devices(), Choice(layout="fsdp=8"))}
-    with pytest.raises(UserError, match="batch_size: 2 does not divide over data x fsdp = 8"):
+    with pytest.raises(UserError, match="batch_size: 1 does not divide over data x fsdp = 8"):
         found["pretrain/long"].lower()
     by_tensor = planned(seven, jax.devices(), Choice(layout="tensor=8"))
     with pytest.raises(UserError, match="does not divide over tensor = 8"):

@@ -21,6 +21,8 @@ SETTINGS = {
     "pretrain.phases.2.batch_size": "2",
     "pretrain.checkpoint_every": "50",
     "pretrain.log_every": "1",
+    "pretrain.prompts": '["def "]',  # the engine, in both processes
+    "pretrain.sample_tokens": "8",
 }
 
 
@@ -77,6 +79,6 @@ def test_one_of_two_is_told_to_stop(tmp_path):
     assert len(stopped) == 1 and "all is saved" in stopped[0]
     assert not (tmp_path / "cut" / "pretrain" / "done.json").is_file()
     ended(start(command(tmp_path / "cut", corpus, "train", "pretrain"), 2, 2))
-    for name in ("metrics.jsonl", "result.json"):
+    for name in ("metrics.jsonl", "samples.jsonl", "result.json"):
         cut, whole = (tmp_path / run / "pretrain" / name for run in ("cut", "whole"))
         assert cut.read_bytes() == whole.read_bytes()
