@@ -47,6 +47,27 @@ def test_peaks(monkeypatch):
     assert chips.of_device("NVIDIA H100 PCIe") is None  # another peak, which the table lacks
 
 
+def test_a_pod_by_the_table_and_the_fullest_device(monkeypatch):
+    """What the libraries of TPUs and GPUs tell, told here by stand-ins for four devices."""
+    used = [3, 9, 1, 4]
+    pod = [
+        types.SimpleNamespace(
+            platform="tpu",
+            device_kind="TPU v5p",
+            memory_stats=lambda n=n: {"bytes_in_use": n, "peak_bytes_in_use": 2 * n, "other": 0},
+        )
+        for n in used
+    ]
+    monkeypatch.setattr(speed.jax, "devices", lambda: pod)
+    monkeypatch.setattr(speed.jax, "local_devices", lambda: pod)
+    assert speed.peak_flops() == 4 * chips.CHIPS["v5p"].flops
+    assert speed.memory() == {"memory_bytes": 9, "memory_peak_bytes": 18}
+    pod[0].memory_stats = lambda: {"bytes_in_use": 10}  # one that has no count of the most
+    assert speed.memory() == {"memory_bytes": 10}
+    pod[0].device_kind = "a chip of tomorrow"
+    assert speed.peak_flops() is None
+
+
 def events(folder):
     """(step, tag, value) of TensorBoard event files, whose records are length, crc, data, crc."""
     from tensorboardX.proto.event_pb2 import Event
