@@ -52,7 +52,7 @@ def hbm_bytes(module: Module, where: Computation, op: Instruction) -> int:
             continue
         total += read if isinstance(result, Shape) and result.space == HBM else 0
     total += _written(module, where, op)
-    return max(total, _estimated(op))
+    return _estimated(op) or total
 
 
 def _transfer(op: Instruction) -> int:
@@ -124,7 +124,11 @@ def _update(module: Module, where: Computation, op: Instruction) -> int:
 
 
 def _estimated(op: Instruction) -> int:
-    """Bytes of a kernel's cost_estimate: it may read a block more than once."""
+    """Bytes of a kernel's cost_estimate, 0 without one.
+
+    A kernel may read a block more than once, and of an operand that stays in main memory, such as
+    the pages of all layers, only the part that it copies.
+    """
     if op.opcode != "custom-call":
         return 0
     pattern = r'"cost_estimate":\s*\{[^}]*?"bytes_accessed":\s*"?(\d+)'
