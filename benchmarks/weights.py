@@ -3,10 +3,10 @@
     python benchmarks/weights.py                       # the 88M model's speed, in turns
     python benchmarks/weights.py --quality FILE        # beside it, a small model's loss on a text
 
-Speed: the engine goes on with prompts of 16 tokens for 64 more, greedy, one row and eight, the kinds
-in turn; the medians' ratio to float32 is the result. Quality: a model of bytes (6 layers of 256) is
-trained on nine tenths of FILE, then reads the last tenth with its weights of each kind; KL is that of
-the next byte's distribution from float32's.
+Speed: the engine goes on with prompts of 16 tokens for 64 more, greedy, one row and eight, the
+kinds in turn; the medians' ratio to float32 is the result. Quality: a model of bytes (6 layers of
+256) is trained on nine tenths of FILE, then reads the last tenth with its weights of each kind; KL
+is that of the next byte's distribution from float32's.
 """
 
 from __future__ import annotations
