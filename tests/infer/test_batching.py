@@ -335,6 +335,7 @@ def test_bad_requests(model, params, request_, message):
         ({"slots": 0}, "slots is 0"),
         ({"prefill": ()}, "prefill is"),
         ({"cache": "int4"}, "no cache type 'int4'"),
+        ({"weights": "int3"}, "no weight type 'int3'; there are auto, int8, int4"),
     ],
 )
 def test_bad_sizes(model, params, settings, message):

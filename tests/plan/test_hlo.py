@@ -148,6 +148,17 @@ def test_dot_and_kernels_with_a_cost_estimate():
     assert not flops.unknown_kernel(where["k"])
 
 
+def test_a_kernel_moves_what_its_estimate_says():
+    """Not all of an operand that it reads a part of."""
+    estimate = '{"custom_call_config":{"cost_estimate":{"bytes_accessed":"96"}}}'
+    m = module(
+        "%pages = bf16[64,128,128] parameter(0)",
+        'ROOT %k = f32[4] custom-call(%pages), custom_call_target="tpu_custom_call", '
+        f"backend_config={estimate}",
+    )
+    assert traffic.hbm_bytes(m, entry(m), entry(m)["k"]) == 96
+
+
 def test_a_kernel_without_an_estimate_is_named():
     found = program('ROOT %flash.1 = f32[4] custom-call(), custom_call_target="tpu_custom_call"')
     assert found.warnings == (
