@@ -84,10 +84,21 @@ def _read(module: Module, inside: Computation, value: Instruction) -> int:
                 total += inside[user.operands[-1]].shape.size * width
             elif user.opcode == "fusion":
                 deeper = module.computations[user.called()]
-                total += _read(module, deeper, deeper.parameters[i])
+                if _passed_on(deeper, i):
+                    total += _read(module, inside, user) / max(user.shape.bytes, 1) * full
+                else:
+                    total += _read(module, deeper, deeper.parameters[i])
             else:
                 return full
     return min(full, round(total))
+
+
+def _passed_on(inside: Computation, i: int) -> bool:
+    """Whether a fusion gives its parameter on as its result, in another form at most."""
+    value = inside.root
+    while value.opcode in _ELEMENTWISE:
+        value = inside[value.operands[0]]
+    return value.name == inside.parameters[i].name
 
 
 def _written(module: Module, where: Computation, op: Instruction) -> int:
