@@ -51,6 +51,7 @@ STORED: dict[str | None, Entry] = {
     "mlp_in": ("tensor", "fsdp", "context"),
     **_CUT_BY_TENSOR,
 }
+FEW_IDS = 8  # ids are few where the table has so many rows for each
 # How activations, and weights in use, lie. "length" is the tokens of a row inside a block,
 # "residual_length" between blocks, where no axis but this one is left for `tensor` to cut.
 COMPUTE: dict[str | None, Entry] = {
@@ -339,6 +340,8 @@ def contract(x: Array, w: Array, num_axes: int, out_axes: Axes, dtype: Any = Non
 def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Rows of an embedding table, which is not gathered.
 
+    With few ids and a table cut over `tensor` see `_take_apart`. Else:
+
     Every device looks its own columns up for the tokens of all devices that share the table, then
     an all-to-all turns columns into rows: B T D entries move instead of V D, and the gradient of
     the table is born cut.
@@ -348,13 +351,37 @@ def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array
         return table[ids]
     columns = _fits(mesh, table.shape[1], STORED["embed"])
     rows = "data" if ids.shape[0] % mesh.shape["data"] == 0 else None
-    table = jax.reshard(table, P(None, columns))
     ids = jax.reshard(ids, P(rows, None))
-    found = table.at[ids].get(out_sharding=P(rows, None, columns))
+    if mesh.shape["tensor"] > 1 and FEW_IDS * ids.size <= table.shape[0]:
+        found = _take_apart(mesh, table, ids, rows, columns)
+    else:
+        table = jax.reshard(table, P(None, columns))
+        found = table.at[ids].get(out_sharding=P(rows, None, columns))
     # One axis at a time: XLA knows each all-to-all, but not the two in one.
     if columns and mesh.shape["context"] > 1:
         found = jax.reshard(found, P(rows, _fits(mesh, ids.shape[1], "context"), "fsdp"))
     return constrain(found, "batch", "residual_length", None)
+
+
+def _take_apart(mesh: Any, table: Array, ids: Array, rows: Entry, columns: Entry) -> Array:
+    """Rows of a table cut over `tensor`: each device gives those that it has, and they are added.
+
+    For a step over few tokens, which would otherwise gather a table to look a few rows up.
+    """
+    cut = _fits(mesh, table.shape[0], "tensor")
+    table = jax.reshard(table, P(cut, columns))
+
+    def take(part: Array, ids: Array) -> Array:
+        if cut is None:
+            return part[ids]
+        at = ids - jax.lax.axis_index("tensor") * len(part)
+        here = (at >= 0) & (at < len(part))
+        found = part[jnp.clip(at, 0, len(part) - 1)]
+        return jax.lax.psum(jnp.where(here[..., None], found, 0), "tensor")
+
+    return jax.shard_map(
+        take, in_specs=(P(cut, columns), P(rows, None)), out_specs=P(rows, None, columns)
+    )(table, ids)
 
 
 def take_last(x: Float[Array, "*B V"], ids: Int[Array, "*B"]) -> Float[Array, "*B"]:

@@ -285,6 +285,8 @@ def _rollout(
 ) -> Iterator[PlannedStep]:
     """The engine's two programs: prompts of one chunk, and the loop of one-token steps."""
     cfg, prompt, new = model.cfg, s["prompt_length"], s["max_new_tokens"]
+    if steps.platform_of(mesh) != "cpu":  # as the engine keeps them
+        params = steps.in_type(params, cfg.dtype)
     with jax.set_mesh(mesh):
         config = engine.config_for(rows, prompt, new, rows)
     count, width = config.prefill[0]

@@ -146,6 +146,15 @@ def abstract_params(model: Model, mesh: Mesh) -> Any:
     )
 
 
+def in_type(params: Any, dtype: str) -> Any:
+    """The same stand-ins of another type."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), params)
+
+
+def platform_of(mesh: Mesh) -> str:
+    return mesh.devices.flat[0].platform
+
+
 def abstract_rows(mesh: Mesh, shape: tuple[int, ...], **dtypes: Any) -> dict[str, Any]:
     """A batch: the first axis is rows; the second, if it divides, tokens."""
     spec = list(sharding.rows(mesh).spec)[: len(shape)]

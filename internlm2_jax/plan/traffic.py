@@ -52,7 +52,7 @@ def hbm_bytes(module: Module, where: Computation, op: Instruction) -> int:
             continue
         total += read if isinstance(result, Shape) and result.space == HBM else 0
     total += _written(module, where, op)
-    return max(total, _estimated(op))
+    return _estimated(op) or total
 
 
 def _transfer(op: Instruction) -> int:
@@ -84,10 +84,21 @@ def _read(module: Module, inside: Computation, value: Instruction) -> int:
                 total += inside[user.operands[-1]].shape.size * width
             elif user.opcode == "fusion":
                 deeper = module.computations[user.called()]
-                total += _read(module, deeper, deeper.parameters[i])
+                if _passed_on(deeper, i):
+                    total += _read(module, inside, user) / max(user.shape.bytes, 1) * full
+                else:
+                    total += _read(module, deeper, deeper.parameters[i])
             else:
                 return full
     return min(full, round(total))
+
+
+def _passed_on(inside: Computation, i: int) -> bool:
+    """Whether a fusion gives its parameter on as its result, in another form at most."""
+    value = inside.root
+    while value.opcode in _ELEMENTWISE:
+        value = inside[value.operands[0]]
+    return value.name == inside.parameters[i].name
 
 
 def _written(module: Module, where: Computation, op: Instruction) -> int:
@@ -124,7 +135,11 @@ def _update(module: Module, where: Computation, op: Instruction) -> int:
 
 
 def _estimated(op: Instruction) -> int:
-    """Bytes of a kernel's cost_estimate: it may read a block more than once."""
+    """Bytes of a kernel's cost_estimate, 0 without one.
+
+    A kernel may read a block more than once, and of an operand that stays in main memory, such as
+    the pages of all layers, only the part that it copies.
+    """
     if op.opcode != "custom-call":
         return 0
     pattern = r'"cost_estimate":\s*\{[^}]*?"bytes_accessed":\s*"?(\d+)'

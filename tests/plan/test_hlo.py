@@ -148,6 +148,40 @@ def test_dot_and_kernels_with_a_cost_estimate():
     assert not flops.unknown_kernel(where["k"])
 
 
+def test_an_operand_that_comes_through_another_fusion_is_read():
+    text = """
+%cast (x: bf16[64,32]) -> bf16[64,32] {
+  %x = bf16[64,32] parameter(0)
+  ROOT %y = bf16[64,32] bitcast(%x)
+}
+
+%product (w: bf16[64,32], v: bf16[8,64]) -> bf16[8,32] {
+  %w = bf16[64,32] parameter(0)
+  %v = bf16[8,64] parameter(1)
+  %f = bf16[64,32] fusion(%w), kind=kLoop, calls=%cast
+  ROOT %d = bf16[8,32] dot(%v, %f), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+    m = module(
+        "%a = bf16[64,32] parameter(0)",
+        "%b = bf16[8,64] parameter(1)",
+        "ROOT %r = bf16[8,32] fusion(%a, %b), kind=kOutput, calls=%product",
+        more=text,
+    )
+    assert traffic.hbm_bytes(m, entry(m), entry(m)["r"]) == 2 * (64 * 32 + 8 * 64 + 8 * 32)
+
+
+def test_a_kernel_moves_what_its_estimate_says():
+    """Not all of an operand that it reads a part of."""
+    estimate = '{"custom_call_config":{"cost_estimate":{"bytes_accessed":"96"}}}'
+    m = module(
+        "%pages = bf16[64,128,128] parameter(0)",
+        'ROOT %k = f32[4] custom-call(%pages), custom_call_target="tpu_custom_call", '
+        f"backend_config={estimate}",
+    )
+    assert traffic.hbm_bytes(m, entry(m), entry(m)["k"]) == 96
+
+
 def test_a_kernel_without_an_estimate_is_named():
     found = program('ROOT %flash.1 = f32[4] custom-call(), custom_call_target="tpu_custom_call"')
     assert found.warnings == (
