@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from internlm2_jax.errors import UserError
+from internlm2_jax.models.remat import Remat
 from internlm2_jax.rlhf import groups
 from internlm2_jax.rlhf.group_loss import Aggregate, grpo_loss
 from internlm2_jax.rlhf.ppo import next_token_logprobs
@@ -45,6 +46,7 @@ class GRPOConfig:
       overlong_buffer, overlong_weight: length before the limit over which a penalty grows to
         `overlong_weight`; 0 for none.
       epochs, minibatches: updates of one batch.
+      remat: what a block keeps for its gradient (models/remat.py).
     """
 
     learning_rate: float = 1e-6
@@ -61,6 +63,7 @@ class GRPOConfig:
     clip_norm: float = 1.0
     epochs: int = 1
     minibatches: int = 1
+    remat: Remat = "full"
 
     def __post_init__(self) -> None:
         for name, choices in (("advantage_scale", ("std", "none")), ("overlong", ("keep", "mask"))):
@@ -220,7 +223,7 @@ class GroupUpdates:
 
         def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             return grpo_loss(
-                next_token_logprobs(self._model, params, batch["tokens"]),
+                next_token_logprobs(self._model, params, batch["tokens"], self._config.remat),
                 batch["logprobs"],
                 batch["advantages"],
                 batch["mask"],
