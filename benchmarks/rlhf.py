@@ -9,7 +9,7 @@ One step: 64 responses of 32 tokens to prompts of 32 (GRPO: 8 prompts, 8 respons
 that is the share of even tokens, one update of AdamW with the gradient norm clipped to 1. Llama of
 4 layers of 128, 4 query and 2 key/value heads of 32, an MLP of 352, 2,048 pieces, float32. GRPO:
 the token-level loss, no KL. PPO: a critic of the same size, the KL to a reference in the reward,
-one epoch. Each lives in a process of its own; they take turns, one step each, and medians are compared.
+one epoch. Each lives in a process of its own; they take turns, one step each; medians are compared.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def worker(algorithm: str) -> None:
         return found, np.asarray(scores, np.float32)
 
     if algorithm == "grpo":
-        config = grpo.GRPOConfig(dynamic_rounds=1, remat="none")
+        config = grpo.GRPOConfig(dynamic_rounds=1)
         updates = grpo.GroupUpdates(model, config, NEW)
         state = updates.init(params)
 
@@ -134,10 +134,12 @@ def main(algorithm, trl, tunix, threads, steps, as_worker) -> None:
     workers = {name: serve(command, threads) for name, command in commands.items()}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for number in range(steps + 3):
-        for name, process in workers.items():
-            row = json.loads(ask(process, "step"))
-            if number >= 3:
+        rows = {name: json.loads(ask(process, "step")) for name, process in workers.items()}
+        if number >= 3:
+            for name, row in rows.items():
                 found[name].append(row)
+        took = ", ".join(f"{name} {row['step']:.2f} s" for name, row in rows.items())
+        click.echo(f"{number + 1}/{steps + 3}: {took}", err=True)
     for process in workers.values():
         process.kill()
     middle = {n: statistics.median(r["step"] for r in rows) for n, rows in found.items()}

@@ -15,7 +15,7 @@ from internlm2_jax.rlhf.grpo import GRPOConfig
 from internlm2_jax.stages import Output, Phase, Pipeline
 
 
-def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 150) -> Config:
+def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 100) -> Config:
     """Pre-training and fine-tuning are short: they leave a model that is right now and then."""
     common = {"tokenizer": Config(Output, "tokenizer")}
     return Config(
@@ -69,7 +69,7 @@ def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 150) 
             group_size=16,
             prompt_length=32,
             max_new_tokens=8,
-            config=Config(GRPOConfig, learning_rate=5e-4),
+            config=Config(GRPOConfig, learning_rate=3e-4, minibatches=4),
             validate_every=25,
             checkpoint_every=25,
             seed=seed,

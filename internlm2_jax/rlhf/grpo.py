@@ -28,6 +28,7 @@ from internlm2_jax.train import optimizer as optimizers
 
 State = dict[str, Any]
 Batch = dict[str, Any]
+COLUMNS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +166,10 @@ def collect(
 
 def to_batch(chosen: Sequence[Group], config: GRPOConfig) -> Batch:
     """The rows of the update, numpy. A response is masked as a whole where it could not be judged,
-    where it was cut and `overlong` is "mask", and, under dynamic sampling, in a useless group."""
+    where it was cut and `overlong` is "mask", and, under dynamic sampling, in a useless group.
+
+    Columns that no response reaches are left out, in steps of COLUMNS: few widths are compiled.
+    """
     rewards, valid = (np.stack([getattr(g, n) for g in chosen]) for n in ("rewards", "valid"))
     advantages = groups.group_advantages(rewards, valid, scale=config.advantage_scale)
     heard = valid.copy()
@@ -173,10 +177,16 @@ def to_batch(chosen: Sequence[Group], config: GRPOConfig) -> Batch:
         heard &= np.stack([g.finished for g in chosen])
     if config.dynamic_rounds > 1:
         heard &= groups.spread(rewards, valid)[:, None]
+    tokens, mask, logprobs = (
+        np.concatenate([getattr(g, name) for g in chosen])
+        for name in ("tokens", "mask", "logprobs")
+    )
+    reached = 1 + max(np.flatnonzero(mask.any(axis=0)), default=0)  # of the steps; one more token
+    width = min(tokens.shape[1], -(-(reached + 1) // COLUMNS) * COLUMNS)
     return {
-        "tokens": np.concatenate([g.tokens for g in chosen]),
-        "mask": np.concatenate([g.mask for g in chosen]) & heard.reshape(-1, 1),
-        "logprobs": np.concatenate([g.logprobs for g in chosen]),
+        "tokens": tokens[:, :width],
+        "mask": mask[:, : width - 1] & heard.reshape(-1, 1),
+        "logprobs": logprobs[:, : width - 1],
         "advantages": advantages.reshape(-1),
     }
 
