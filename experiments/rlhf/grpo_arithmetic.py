@@ -69,7 +69,7 @@ def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 100) 
             group_size=16,
             prompt_length=32,
             max_new_tokens=8,
-            config=Config(GRPOConfig, learning_rate=3e-4, minibatches=4),
+            config=Config(GRPOConfig, learning_rate=3e-4, warmup=20, minibatches=4),
             validate_every=25,
             checkpoint_every=25,
             seed=seed,

@@ -46,11 +46,14 @@ class GRPOConfig:
       overlong: "keep" scores a cut response as it is, "mask" leaves it out of the loss.
       overlong_buffer, overlong_weight: length before the limit over which a penalty grows to
         `overlong_weight`; 0 for none.
+      warmup: updates over which the learning rate grows from 0: Adam's first steps are as large as
+        any, whatever the gradient.
       epochs, minibatches: updates of one batch.
       remat: what a block keeps for its gradient (models/remat.py).
     """
 
     learning_rate: float = 1e-6
+    warmup: int = 0
     clip_low: float = 0.2
     clip_high: float = 0.28
     advantage_scale: groups.Scale = "std"
@@ -196,8 +199,11 @@ class GroupUpdates:
 
     def __init__(self, model: Any, config: GRPOConfig, longest: int):
         self._model, self._config, self._longest = model, config, longest
+        rate = optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup)
         self._optimizer = optimizers.adamw(
-            config.learning_rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+            rate if config.warmup else config.learning_rate,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
         )
 
     def init(self, params: Any) -> State:

@@ -150,8 +150,11 @@ PROMPTS = [[1, 5, 9], [1, 7], [1, 2, 3, 4]]
     "config",
     [
         GRPOConfig(learning_rate=3e-2, dynamic_rounds=1),
-        GRPOConfig(learning_rate=2e-2, dynamic_rounds=1, advantage_scale="none", aggregate="fixed",
-                   kl_coefficient=1e-3, epochs=2, minibatches=2),
+        pytest.param(
+            GRPOConfig(learning_rate=2e-2, dynamic_rounds=1, advantage_scale="none",
+                       aggregate="fixed", kl_coefficient=1e-3, warmup=2, epochs=2, minibatches=2),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["GRPO", "Dr. GRPO with KL"],
 )  # fmt: skip
