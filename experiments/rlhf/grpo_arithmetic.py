@@ -15,7 +15,7 @@ from internlm2_jax.rlhf.grpo import GRPOConfig
 from internlm2_jax.stages import Output, Phase, Pipeline
 
 
-def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 150) -> Config:
+def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 100) -> Config:
     """Pre-training and fine-tuning are short: they leave a model that is right now and then."""
     common = {"tokenizer": Config(Output, "tokenizer")}
     return Config(
@@ -52,7 +52,7 @@ def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 150) 
             **common,
             instructions=Config(Output, "problems"),
             base=Config(Output, "pretrain"),
-            steps=100,
+            steps=600,
             batch_size=16,
             row_length=64,
             learning_rate=3e-3,
@@ -65,11 +65,11 @@ def experiment(seed: int = 0, corpus: str | None = None, iterations: int = 150) 
             problems=Config(Output, "problems"),
             actor=Config(Output, "sft"),
             iterations=iterations,
-            prompts_per_iteration=16,
-            group_size=8,
+            prompts_per_iteration=32,
+            group_size=16,
             prompt_length=32,
             max_new_tokens=8,
-            config=Config(GRPOConfig, learning_rate=1e-3),
+            config=Config(GRPOConfig, learning_rate=3e-4, warmup=20, minibatches=4),
             validate_every=25,
             checkpoint_every=25,
             seed=seed,

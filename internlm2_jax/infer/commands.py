@@ -13,6 +13,8 @@ import click
 
 from internlm2_jax.errors import UserError
 
+# Interpreter calls that are carried out between two lines of the person.
+MOST_CALLS = 8
 HELP = """/system TEXT   begin anew with this system prompt
 /tools FILE    JSON list of tools the model may call: {"name", "description", "parameters"}
 /reset         begin anew
@@ -113,6 +115,7 @@ def _engine(opened: Any, tokenizer: Any, max_length: int | None, **sizes: Any) -
 @click.option("--temperature", default=0.8, show_default=True, help="0 is greedy.")
 @click.option("--top-p", default=0.8, show_default=True)
 @click.option("--seed", default=0, show_default=True)
+@click.option("--interpreter", is_flag=True, help="Run the model's Python in the sandbox.")
 @engine_options
 def chat(
     folder: Path,
@@ -121,22 +124,26 @@ def chat(
     temperature: float,
     top_p: float,
     seed: int,
+    interpreter: bool,
     max_length: int | None,
     cache: str,
     weights: str,
 ) -> None:
     """Talk with the model in FOLDER; /help lists what can be typed beside questions.
 
-    When the model calls a tool, its call is shown and your next line is the tool's result.
+    When the model calls a tool, its call is shown and your next line is the tool's result. With
+    --interpreter its Python runs in the sandbox, and the result is given to it.
     """
+    from internlm2_jax.infer.interpreter import Interpreter
     from internlm2_jax.infer.sampling import Sampling
 
+    runs = Interpreter() if interpreter else None  # refused before anything is loaded
     sampling = Sampling(temperature=temperature, top_p=top_p)  # a bad one is told before loading
     opened, tokenizer = _opened(folder)
     sizes = {"slots": 1, "steps": 4, "prefill": ((1, 32), (1, 256)), "cache": cache}
     sizes["weights"] = weights
     engine = _engine(opened, tokenizer, max_length, **sizes)
-    talk = Conversation(engine, tokenizer, sampling, max_new_tokens, seed, system)
+    talk = Conversation(engine, tokenizer, sampling, max_new_tokens, seed, system, runs)
     while True:
         try:
             line = click.prompt(talk.turn, prompt_suffix="> ", default="", show_default=False)
@@ -167,7 +174,9 @@ class Conversation:
         max_new_tokens: int,
         seed: int,
         system: str = "",
+        interpreter: Any = None,
     ) -> None:
+        self._interpreter = interpreter
         self._engine, self._tokenizer, self._sampling = engine, tokenizer, sampling
         self._limit, self._seed, self._asked = max_new_tokens, seed, 0
         self._tools: list[dict[str, Any]] = []
@@ -183,6 +192,11 @@ class Conversation:
         if self._tools:
             listing = json.dumps(self._tools, ensure_ascii=False)
             self.messages.append({"role": "system", "name": "plugin", "content": listing})
+        if self._interpreter:
+            from internlm2_jax.infer.interpreter import SYSTEM
+
+            self._interpreter.close()
+            self.messages.append({"role": "system", "name": "interpreter", "content": SYSTEM})
 
     def say(self, line: str, show: Callable[[str], None]) -> None:
         """A line of the person: a command, a question, or a tool's result.
@@ -204,9 +218,20 @@ class Conversation:
         self.messages.append(turn)
         try:
             self._answer(show)
+            for _ in range(MOST_CALLS):
+                if self._interpreter is None or self.turn != "interpreter":
+                    break
+                self._run_call(show)
         except BaseException:
             self.messages = before
             raise
+
+    def _run_call(self, show: Callable[[str], None]) -> None:
+        """Carries out the interpreter call at the end, and lets the model go on."""
+        told = self._interpreter(self.messages[-1]["tool_call"]["content"])
+        show(f"[result] {told}\n")
+        self.messages.append({"role": "environment", "name": "interpreter", "content": told})
+        self._answer(show)
 
     def _command(self, name: str, rest: str) -> str:
         if name == "/system":

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from internlm2_jax.errors import UserError
+from internlm2_jax.models.remat import Remat
 from internlm2_jax.rlhf import groups
 from internlm2_jax.rlhf.group_loss import Aggregate, grpo_loss
 from internlm2_jax.rlhf.ppo import next_token_logprobs
@@ -27,6 +28,7 @@ from internlm2_jax.train import optimizer as optimizers
 
 State = dict[str, Any]
 Batch = dict[str, Any]
+COLUMNS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +46,14 @@ class GRPOConfig:
       overlong: "keep" scores a cut response as it is, "mask" leaves it out of the loss.
       overlong_buffer, overlong_weight: length before the limit over which a penalty grows to
         `overlong_weight`; 0 for none.
+      warmup: updates over which the learning rate grows from 0: Adam's first steps are as large as
+        any, whatever the gradient.
       epochs, minibatches: updates of one batch.
+      remat: what a block keeps for its gradient (models/remat.py).
     """
 
     learning_rate: float = 1e-6
+    warmup: int = 0
     clip_low: float = 0.2
     clip_high: float = 0.28
     advantage_scale: groups.Scale = "std"
@@ -61,6 +67,7 @@ class GRPOConfig:
     clip_norm: float = 1.0
     epochs: int = 1
     minibatches: int = 1
+    remat: Remat = "full"
 
     def __post_init__(self) -> None:
         for name, choices in (("advantage_scale", ("std", "none")), ("overlong", ("keep", "mask"))):
@@ -162,7 +169,10 @@ def collect(
 
 def to_batch(chosen: Sequence[Group], config: GRPOConfig) -> Batch:
     """The rows of the update, numpy. A response is masked as a whole where it could not be judged,
-    where it was cut and `overlong` is "mask", and, under dynamic sampling, in a useless group."""
+    where it was cut and `overlong` is "mask", and, under dynamic sampling, in a useless group.
+
+    Columns that no response reaches are left out, in steps of COLUMNS: few widths are compiled.
+    """
     rewards, valid = (np.stack([getattr(g, n) for g in chosen]) for n in ("rewards", "valid"))
     advantages = groups.group_advantages(rewards, valid, scale=config.advantage_scale)
     heard = valid.copy()
@@ -170,10 +180,16 @@ def to_batch(chosen: Sequence[Group], config: GRPOConfig) -> Batch:
         heard &= np.stack([g.finished for g in chosen])
     if config.dynamic_rounds > 1:
         heard &= groups.spread(rewards, valid)[:, None]
+    tokens, mask, logprobs = (
+        np.concatenate([getattr(g, name) for g in chosen])
+        for name in ("tokens", "mask", "logprobs")
+    )
+    reached = 1 + max(np.flatnonzero(mask.any(axis=0)), default=0)  # of the steps; one more token
+    width = min(tokens.shape[1], -(-(reached + 1) // COLUMNS) * COLUMNS)
     return {
-        "tokens": np.concatenate([g.tokens for g in chosen]),
-        "mask": np.concatenate([g.mask for g in chosen]) & heard.reshape(-1, 1),
-        "logprobs": np.concatenate([g.logprobs for g in chosen]),
+        "tokens": tokens[:, :width],
+        "mask": mask[:, : width - 1] & heard.reshape(-1, 1),
+        "logprobs": logprobs[:, : width - 1],
         "advantages": advantages.reshape(-1),
     }
 
@@ -183,8 +199,11 @@ class GroupUpdates:
 
     def __init__(self, model: Any, config: GRPOConfig, longest: int):
         self._model, self._config, self._longest = model, config, longest
+        rate = optax.warmup_constant_schedule(0.0, config.learning_rate, config.warmup)
         self._optimizer = optimizers.adamw(
-            config.learning_rate, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+            rate if config.warmup else config.learning_rate,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
         )
 
     def init(self, params: Any) -> State:
@@ -220,7 +239,7 @@ class GroupUpdates:
 
         def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             return grpo_loss(
-                next_token_logprobs(self._model, params, batch["tokens"]),
+                next_token_logprobs(self._model, params, batch["tokens"], self._config.remat),
                 batch["logprobs"],
                 batch["advantages"],
                 batch["mask"],

@@ -18,6 +18,7 @@ import optax
 
 from internlm2_jax.kernels.cross_entropy import linear_logprobs
 from internlm2_jax.losses.policy_gradient import ppo_policy_loss, value_loss
+from internlm2_jax.models.remat import Remat
 from internlm2_jax.rlhf import advantage, rewards
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.objectives import language_model_loss
@@ -47,9 +48,14 @@ class PPOConfig:
     minibatches: int = 1
 
 
-def next_token_logprobs(model: Any, params: Any, tokens: jax.Array) -> jax.Array:
-    """[B, W - 1] log-probability of token t + 1 given the tokens up to t, from tokens [B, W]."""
-    hidden = model.hidden(params, tokens[:, :-1], remat="full")
+def next_token_logprobs(
+    model: Any, params: Any, tokens: jax.Array, remat: Remat = "full"
+) -> jax.Array:
+    """[B, W - 1] log-probability of token t + 1 given the tokens up to t, from tokens [B, W].
+
+    `remat` is what a block keeps for its gradient (models/remat.py).
+    """
+    hidden = model.hidden(params, tokens[:, :-1], remat=remat)
     hidden, head = model.logit_factors(params, hidden)
     return linear_logprobs(hidden, head, tokens[:, 1:])
 
