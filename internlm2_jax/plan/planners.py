@@ -25,6 +25,7 @@ from internlm2_jax.models.build import Model, build
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.plan import analytic, steps
 from internlm2_jax.plan.steps import Choice, Context, Part, PlannedStep
+from internlm2_jax.rlhf.pairs import SHORTEST
 from internlm2_jax.rlhf.ppo import Updates
 from internlm2_jax.sharding import Layout
 from internlm2_jax.stages.pipeline import Pipeline
@@ -105,6 +106,8 @@ def _plan_pretrain(context: Context, name: str, s: dict[str, Any]) -> Iterator[P
 
 
 def _plan_sft(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
+    if s.get("lora"):
+        raise UserError(f"{name} trains LoRA adapters, which are not planned; plan it without lora")
     yield _training(
         context,
         f"{name}/train",
@@ -113,7 +116,7 @@ def _plan_sft(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         context.remat(s),
         rows=s["batch_size"],
         length=s["row_length"],
-        calls=s["steps"],
+        calls=s.get("steps"),
         overrides={
             "layout": f"{name}.layout",
             "remat": f"{name}.remat",
@@ -138,7 +141,7 @@ def _training(
     *,
     rows: int,
     length: int,
-    calls: int,
+    calls: int | None,
     accumulate: int = 1,
     z_loss: float = 0.0,
     overrides: Mapping[str, str],
@@ -172,22 +175,32 @@ def _training(
 def _plan_reward(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
     training = s["training"]
     cfg = context.config(s["base"] if "base" in s else s["reward"])
-    layout = context.layout(s)
+    layout = context.layout({"layout": training.layout})
     mesh, model = context.mesh(layout), build(cfg, head="scalar")
     length = training.row_length
-    pairs = context.choice.batch or max(1, training.tokens_per_batch // (2 * length))
-    _check(name, layout, model, pairs, length)
-    step = make_train_step(reward_model_loss(model), optimizers.adamw(1e-4, b2=0.999))
+    rows = context.choice.batch or training.rows
+    _check(name, layout, model, rows, length)
+    loss = reward_model_loss(model, training.loss, training.remat)
+    step = make_train_step(loss, optimizers.adamw(1e-4, b2=0.999))
     batch = {
-        **steps.abstract_rows(mesh, (pairs, length), chosen=jnp.int32, rejected=jnp.int32),
-        **steps.abstract_rows(mesh, (pairs,), chosen_length=jnp.int32, rejected_length=jnp.int32),
+        **steps.abstract_rows(
+            mesh, (rows, length), tokens=jnp.int32, segment_ids=jnp.int32, positions=jnp.int32
+        ),
+        **steps.abstract_rows(
+            mesh,
+            (rows, length // SHORTEST),
+            chosen_at=jnp.int32,
+            rejected_at=jnp.int32,
+            pairs=jnp.float32,
+            margins=jnp.float32,
+        ),
     }
-    tokens = 2 * pairs * length
+    tokens = rows * length
     yield PlannedStep(
         name=f"{name}/train",
         layout=layout,
-        remat="full",
-        rows=2 * pairs,
+        remat=training.remat,
+        rows=rows,
         length=length,
         lower=steps.lowering(mesh, step, steps.train_state(model, mesh), batch),
         tokens=tokens,

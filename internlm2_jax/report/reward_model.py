@@ -38,6 +38,7 @@ def reward_model(run: Run) -> Section:
     flip = _flip(result)
     if flip:
         blocks.append(flip)
+    blocks += _calibration(result)
     blocks += _histograms(result)
     blocks += _reward_curves(rows)
     flipped, pairs = result.record("flip").number("flipped_share"), result.record("flip")
@@ -63,10 +64,10 @@ def _flip(result: Record) -> Block | None:
     if unconditional is None:
         unconditional = flip.number("unconditional_conflict_accuracy")
     named = (
-        ("asked for helpful", flip.number("accuracy_helpful")),
-        ("asked for harmless", flip.number("accuracy_harmless")),
+        *((f"asked for {pretty(name.removeprefix('accuracy_')).lower()}", flip.number(name))
+          for name in flip.value if name.startswith("accuracy_")),
         ("no system prompt", unconditional),
-    )
+    )  # fmt: skip
     dots = [(name, [("accuracy", share)]) for name, share in named if share is not None]
     if not dots:
         return None
@@ -79,6 +80,32 @@ def _flip(result: Record) -> Block | None:
         draw=plots.dot_chart(dots, "share of conflicting pairs ranked right", chance=0.5),
         height=58 + 28 * len(dots),
     )
+
+
+def _calibration(result: Record) -> list[Block]:
+    """How often the model is right where it is so and so sure."""
+    found = result.record("calibration")
+    bins = [(b.number("confidence"), b.number("accuracy"), b.number("pairs"))
+            for b in found.records("bins")]  # fmt: skip
+    if not bins:
+        return []
+    dots = [
+        (f"{num(pairs)} pairs", [("confidence", sure), ("right", right)])
+        for sure, right, pairs in bins
+        if sure is not None and right is not None
+    ]
+    error = percent(found.number("error"))
+    return [
+        svg.picture(
+            title=f"Confidence is off by {error} on average",
+            alt="Dot chart of the confidence of the reward model and the share of pairs it ranks "
+            "right: " + ", ".join(f"{percent(s)} sure, {percent(r)} right" for s, r, _ in bins),
+            source=f"{REWARD}/result.json",
+            draw=plots.dot_chart(dots, "confidence, and share of pairs ranked right"),
+            height=74 + 28 * len(dots),
+            note="Confidence is the sigmoid of the margin; pairs are grouped by it.",
+        )
+    ]
 
 
 def _histograms(result: Record) -> list[Block]:

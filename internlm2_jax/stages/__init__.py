@@ -5,14 +5,16 @@ from internlm2_jax.stages.evaluate import evaluate
 from internlm2_jax.stages.instructions import instructions
 from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.ppo import ppo
+from internlm2_jax.stages.preferences import preferences
 from internlm2_jax.stages.pretrain import Phase, pretrain
 from internlm2_jax.stages.report import report
 from internlm2_jax.stages.reward_model import RewardTraining, reward_model
 from internlm2_jax.stages.reward_patch import reward_patch
-from internlm2_jax.stages.sft import sft
+from internlm2_jax.stages.sft import Conversations, sft
 from internlm2_jax.stages.tokenizer import tokenizer
 
 __all__ = [
+    "Conversations",
     "Output",
     "Phase",
     "Pipeline",
@@ -21,6 +23,7 @@ __all__ = [
     "evaluate",
     "instructions",
     "ppo",
+    "preferences",
     "pretrain",
     "report",
     "reward_model",
