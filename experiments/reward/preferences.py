@@ -28,7 +28,7 @@ def experiment(
     data: str = "../shared/data",
     condition: str = "domains",
     ranking: str = "focal",
-    steps: int = 300,
+    steps: int = 150,
     learning_rate: float = 1e-3,
     preset_name: str = "demo",
 ) -> Config:
@@ -89,7 +89,7 @@ def experiment(
                 warmup=20,
                 final_ratio=0.1,
                 weight_decay=0.1,
-                validate_every=50,
+                validate_every=30,
                 loss=Config(RewardLoss, ranking=ranking),
             ),
         ),

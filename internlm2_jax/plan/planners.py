@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from internlm2_jax.errors import UserError
@@ -214,7 +215,8 @@ def _plan_reward(context: Context, name: str, s: dict[str, Any]) -> Iterator[Pla
 
 def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
     """Actor and critic updates, then the rollout; four models stay on the devices throughout."""
-    cfg, layout, config = context.config(s["actor"]), context.layout(s), s["config"]
+    cfg, config = context.config(s["actor"]), s["config"]
+    layout = context.layout({"layout": getattr(s.get("layouts"), "actor", "")})
     mesh = context.mesh(layout)
     actor, critic = build(cfg), build(cfg, head="scalar")
     rows = context.choice.batch or s["batch_size"]
@@ -223,8 +225,9 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
     updates = Updates(actor, critic, config)
     params = steps.abstract_params(actor, mesh), steps.abstract_params(critic, mesh)
 
-    def state() -> Any:
-        return jax.eval_shape(updates.init, *params)
+    def state(*names: str) -> Callable[[], Any]:
+        """Those parts of the state that a step has."""
+        return lambda: {n: jax.eval_shape(updates.init, *params)[n] for n in names}
 
     batch = {
         **steps.abstract_rows(mesh, (part, width), tokens=jnp.int32),
@@ -232,9 +235,9 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
             mesh,
             (part, width - 1),
             mask=jnp.bool_,
-            logprobs=jnp.float32,
-            advantages=jnp.float32,
-            returns=jnp.float32,
+            **dict.fromkeys(
+                ("logprobs", "reference", "values", "advantages", "returns"), jnp.float32
+            ),
         ),
     }
     # Pre-training rows make up half as many tokens as the rollouts.
@@ -260,7 +263,15 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         name=f"{name}/actor",
         rows=part,
         length=width,
-        lower=steps.lowering(mesh, Updates.update_actor, lambda: updates, state, batch, kept_rows),
+        lower=steps.lowering(
+            mesh,
+            Updates.actor_step,
+            lambda: updates,
+            state("params", "opt_state"),
+            batch,
+            kept_rows,
+            lambda: np.float32(0.0),
+        ),
         tokens=tokens,
         calls=calls,
         model_flops=tokens * analytic.train_flops(cfg, width) + kept,
@@ -270,7 +281,9 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         name=f"{name}/critic",
         rows=part,
         length=width,
-        lower=steps.lowering(mesh, Updates.update_critic, lambda: updates, state, batch),
+        lower=steps.lowering(
+            mesh, Updates.critic_step, lambda: updates, state("critic", "critic_opt_state"), batch
+        ),
         tokens=tokens,
         calls=calls,
         model_flops=tokens * analytic.train_flops(cfg, width, "scalar"),

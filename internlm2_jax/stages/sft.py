@@ -19,7 +19,6 @@ import jax
 from internlm2_jax import distributed, files, sharding
 from internlm2_jax.data import chat, conversations, mixture
 from internlm2_jax.data.conversations import Format
-from internlm2_jax.data.manifest import open_split
 from internlm2_jax.data.packing import ExampleSource
 from internlm2_jax.data.pipeline import Batches
 from internlm2_jax.data.tokenizer import Tokenizer
@@ -250,9 +249,6 @@ def _mix(
     sources: dict[str, Any] = {SFT: source}
     weights = {SFT: 1 - share}
     if wanted:
-        corpus = open_split(
-            tokenizer / "tokens", "train", in_memory=2**30, tokenizer_sha256=vocabulary.sha256
-        )
         rows = mixture.Rows(
             row_length,
             short_length=row_length,
@@ -260,13 +256,12 @@ def _mix(
             folder=folder,
             writes=jax.process_index() == 0,
         )
-        for name, weight in wanted.items():
-            packed = rows.pack(name, corpus)
-            if packed is None or not len(packed):
-                raise UserError(
-                    f"pretrain_mixture names {name!r}, of which the corpus has nothing; it has "
-                    f"{', '.join(sorted(corpus))}"
-                )
-            sources[name] = packed
-            weights[name] = share * weight / sum(wanted.values())
+        found = mixture.of_corpus(tokenizer / "tokens", vocabulary, wanted, rows)
+        if absent := [name for name in wanted if name not in found]:
+            raise UserError(
+                f"pretrain_mixture names {', '.join(absent)}, of which the corpus has nothing; "
+                "leave it out"
+            )
+        sources |= found
+        weights |= {name: share * w / sum(wanted.values()) for name, w in wanted.items()}
     return sources, weights

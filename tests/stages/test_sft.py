@@ -116,7 +116,10 @@ def test_steps_follow_from_epochs(tune, tmp_path):
     [
         ({"row_length": 1024}, "row_length is 1024 and the model of .* has 512 positions"),
         ({"pretrain_share": 0.5}, "pretrain_share is 0.5 and pretrain_mixture names 0 sources"),
-        ({"pretrain_share": 0.5, "pretrain_mixture": {"books": 1}}, "the corpus has nothing"),
+        (
+            {"pretrain_share": 0.5, "pretrain_mixture": {"books": 1}},
+            "names books but the corpus has",
+        ),
         ({"data": None}, "give data, or the stage instructions"),
         ({"data": Conversations(["absent"])}, "cannot read absent"),
     ],
