@@ -18,6 +18,7 @@ from internlm2_jax.data.commands import conversations
 from internlm2_jax.errors import RESTART, Preempted, UserError
 from internlm2_jax.infer import commands
 from internlm2_jax.plan.command import plan
+from internlm2_jax.rlhf.annotate import annotate
 
 RUN_FILES = ("model.json", "pipeline.json")  # one of them marks a stage or a run
 
@@ -210,6 +211,7 @@ def _sweep(
 
 cli.add_command(plan)
 cli.add_command(conversations)
+cli.add_command(annotate)
 
 
 @cli.command()

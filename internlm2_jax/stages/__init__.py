@@ -1,5 +1,7 @@
 """The stages of a run: plain callables `stage(folder, **keywords)`, each resumable on its own."""
 
+from internlm2_jax.stages.cool_rlhf import cool_rlhf
+from internlm2_jax.stages.cool_round import Mining
 from internlm2_jax.stages.corpus import corpus
 from internlm2_jax.stages.evaluate import evaluate
 from internlm2_jax.stages.instructions import instructions
@@ -15,10 +17,12 @@ from internlm2_jax.stages.tokenizer import tokenizer
 
 __all__ = [
     "Conversations",
+    "Mining",
     "Output",
     "Phase",
     "Pipeline",
     "RewardTraining",
+    "cool_rlhf",
     "corpus",
     "evaluate",
     "instructions",
