@@ -134,6 +134,9 @@ def rule_judge(row: Mapping[str, Any]) -> str:
     return "a" if merits[0] > merits[1] else "b"
 
 
+JUDGES: dict[str, Judge] = {"rule": rule_judge}
+
+
 def _merit(row: Mapping[str, Any], answer: str) -> tuple[float, ...]:
     words = answer.split()
     fresh = len({*words}) / len(words) if words else 0.0

@@ -5,6 +5,7 @@ from internlm2_jax.stages.cool_round import Mining
 from internlm2_jax.stages.corpus import corpus
 from internlm2_jax.stages.evaluate import evaluate
 from internlm2_jax.stages.instructions import instructions
+from internlm2_jax.stages.judge_policy import judge_policy
 from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.ppo import ppo
 from internlm2_jax.stages.preferences import preferences
@@ -26,6 +27,7 @@ __all__ = [
     "corpus",
     "evaluate",
     "instructions",
+    "judge_policy",
     "ppo",
     "preferences",
     "pretrain",

@@ -18,7 +18,7 @@ from typing import Any
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
 from internlm2_jax.report import page
-from internlm2_jax.rlhf.annotation import Judge
+from internlm2_jax.rlhf.annotation import JUDGES
 from internlm2_jax.stages.cool_round import Mining, mine_round, next_reward_model
 from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.reward_model import RewardTraining
@@ -36,7 +36,7 @@ def cool_rlhf(
     later_training: RewardTraining,
     mining: Mining,
     rounds: int = 3,
-    judge: Judge | None = None,
+    judge: str = "",
     label_lag: int = 0,
     patch_share: float = 0.3,
     label_share: float = 0.2,
@@ -48,13 +48,16 @@ def cool_rlhf(
         reward_model: Partial(stages.reward_model, ...): the first round's, without its inputs.
         ppo: Partial(stages.ppo, ...): every round's, without its inputs.
         later_training: of the reward model from the second round on.
-        judge: labels comparisons in people's place. Without one, `internlm2 annotate` lets a person
-            do it, and a round takes the labels that are there when it starts.
+        judge: a program of annotation.JUDGES, "rule", that labels in people's place. Without one,
+            `internlm2 annotate` lets a person do it, and a round takes the labels that are there
+            when it starts.
         label_lag: labels of a round count that many rounds later than the next.
         patch_share, label_share: of a later reward model's batches.
     """
     if rounds < 1 or label_lag < 0:
         raise UserError(f"cool_rlhf: {rounds} rounds and a label lag of {label_lag}; give 1 and 0")
+    if judge and judge not in JUDGES:
+        raise UserError(f"cool_rlhf: no judge {judge!r}; there are {', '.join(JUDGES)}")
     output: Callable[[str], Any] = Output  # stands for a path
     shared = {"tokenizer": tokenizer, "instructions": instructions}
     stages: dict[str, functools.partial] = {}

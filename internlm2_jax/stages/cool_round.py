@@ -12,7 +12,7 @@ import numpy as np
 from internlm2_jax import files
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.rlhf import annotation, mining
-from internlm2_jax.rlhf.annotation import Comparisons, Judge
+from internlm2_jax.rlhf.annotation import Comparisons
 from internlm2_jax.rlhf.hacking import MIN_PAIRS
 from internlm2_jax.rlhf.scoring import Scorer, accuracy, load_domains
 from internlm2_jax.stages.reward_model import RewardTraining, train_pairs
@@ -110,7 +110,7 @@ def mine_round(
     late: Path,
     mining_config: Mining,
     reward_row_length: int,
-    judge: Judge | None = None,
+    judge: str = "",
     seed: int = 0,
 ) -> None:
     """Looks for reward hacking between the policies `early` and `late`, and prepares the mending.
@@ -119,7 +119,7 @@ def mine_round(
         patch.jsonl              the fast path: early-over-late pairs against every pattern
         annotation/              the slow path: comparisons for people (rlhf/annotation.py)
 
-    With a `judge`, a program labels the comparisons at once.
+    With a `judge`, one of annotation.JUDGES labels the comparisons at once.
     """
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     rows = files.read_jsonl(instructions / "prompts.jsonl")[: mining_config.num_prompts]
@@ -153,8 +153,8 @@ def mine_round(
     comparisons = annotation.batch(rows, policies, mining_config.comparisons, seed)
     files.write_jsonl(folder / ANNOTATION / annotation.BATCH, comparisons)
     batch = Comparisons(folder / ANNOTATION)
-    if judge is not None:
-        batch.judge_all(judge)
+    if judge:
+        batch.judge_all(annotation.JUDGES[judge])
     strongest = findings[0]
     liked = {
         f"reward_of_{name}": float(np.mean([s.score for s in samples]))

@@ -11,10 +11,21 @@ from internlm2_jax.data import preference_sets
 
 
 def preferences(
-    folder: Path, *, sets: Mapping[str, str], validation_share: float = 0.25, seed: int = 0
+    folder: Path,
+    *,
+    sets: Mapping[str, str],
+    turns: int | None = None,
+    validation_share: float = 0.25,
+    seed: int = 0,
 ) -> None:
-    """Writes preferences.jsonl and preferences_validation.jsonl of data/preference_sets.py."""
+    """Writes preferences.jsonl and preferences_validation.jsonl of data/preference_sets.py.
+
+    Args:
+        turns: of each conversation only so many last ones, for models that read little.
+    """
     rows = preference_sets.read(sets)
+    if turns is not None:
+        rows = [{**row, "messages": row["messages"][-turns:]} for row in rows]
     train, held_out = preference_sets.split(rows, validation_share, seed)
     files.write_jsonl(folder / "preferences.jsonl", train)
     files.write_jsonl(folder / "preferences_validation.jsonl", held_out)

@@ -107,12 +107,15 @@ def reward_model(
     training: RewardTraining,
     domains: Mapping[str, str] = DOMAINS,
     head_init: HeadInit = "random",
+    shares: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> None:
     """Trains the reward model from the SFT stage `base` on `instructions`/preferences.jsonl.
 
     Args:
         domains: system prompt of each domain; empty ones make an unconditional model.
+        shares: of every batch, for pairs of some kinds ("kind" of a pair); all others take the
+            rest. Without it a pair counts as often as any.
         head_init: "random" as in the report, or "zero" as in xtuner.
     """
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
@@ -124,13 +127,32 @@ def reward_model(
         model,
         params,
         vocabulary,
-        {"pairs": (training.source(pairs, vocabulary, domains), 1.0)},
+        {
+            name: (training.source(group, vocabulary, domains), share)
+            for name, (group, share) in _by_kind(pairs, shares or {}).items()
+        },
         held_out=files.read_jsonl(instructions / "preferences_validation.jsonl"),
         domains=domains,
         training=training,
         seed=seed,
         label="reward model",
     )
+
+
+def _by_kind(
+    pairs: Sequence[Pair], shares: Mapping[str, float]
+) -> dict[str, tuple[list[Pair], float]]:
+    """Pairs by the sources that batches are mixed of, and the share of each."""
+    rest = 1 - sum(shares.values())
+    groups = {"pairs": ([p for p in pairs if p.get("kind") not in shares], rest)}
+    groups |= {k: ([p for p in pairs if p.get("kind") == k], s) for k, s in shares.items()}
+    for name, (group, share) in groups.items():
+        if bool(group) != (share > 0):
+            raise UserError(
+                f"shares: {name} has {len(group)} pairs and {share:.3g} of a batch; shares are of "
+                "kinds that there are, above 0, and leave something for the others"
+            )
+    return {name: found for name, found in groups.items() if found[0]}
 
 
 def with_fresh_head(stage: Path, head_init: HeadInit, seed: int) -> tuple[Any, Any]:

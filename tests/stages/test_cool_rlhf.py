@@ -18,7 +18,7 @@ import pytest
 from internlm2_jax import files
 from internlm2_jax.data import preferences
 from internlm2_jax.errors import UserError
-from internlm2_jax.rlhf.annotation import Comparisons, rule_judge
+from internlm2_jax.rlhf.annotation import Comparisons
 from internlm2_jax.rlhf.ppo import PPOConfig
 from internlm2_jax.stages import Mining, RewardTraining, cool_rlhf, ppo, reward_model
 from internlm2_jax.train.checkpoint import load_model
@@ -64,7 +64,7 @@ def run(folder, tokenizer, base, data, **options):
         "later_training": TRAINING,
         "mining": Mining(num_prompts=24, comparisons=10, max_new_tokens=8),
         "rounds": 2,
-        "judge": rule_judge,
+        "judge": "rule",
     }
     cool_rlhf(folder, **{**settings, **options})
 
@@ -73,6 +73,8 @@ def test_settings_that_the_rounds_decide_are_refused(tmp_path, data):
     partial = functools.partial(ppo, actor=tmp_path, reward_row_length=8)
     with pytest.raises(UserError, match="cool_rlhf sets actor of ppo itself"):
         run(tmp_path, tmp_path, tmp_path, data, ppo=partial)
+    with pytest.raises(UserError, match="no judge 'coin'; there are rule"):
+        run(tmp_path, tmp_path, tmp_path, data, judge="coin")
     with pytest.raises(UserError, match="0 rounds"):
         run(tmp_path, tmp_path, tmp_path, data, rounds=0)
 
