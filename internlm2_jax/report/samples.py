@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from internlm2_jax import files
-from internlm2_jax.report.blocks import Cell, Section, Table, clip, num
+from internlm2_jax.report.blocks import Cell, Headline, Section, Table, clip, num
 from internlm2_jax.report.load import DONE
 from internlm2_jax.report.page import layout
 
@@ -50,7 +52,16 @@ def write(folder: Path, rows: Sequence[Mapping[str, Any]], label: str) -> None:
         name=label,
         kind="samples",
         about=f"Answers sampled at iterations {', '.join(map(str, steps))}, the newest first.",
-        headlines=[],
+        headlines=[_mean_score(rows, steps)],
         sections=[Section("samples", "Samples", DONE, "", [table])],
     )
     files.atomic_write(folder / FILE, page)
+
+
+def _mean_score(rows: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> Headline:
+    means = [
+        num(float(np.mean([row["score"] for row in rows if row["step"] == step])))
+        for step in dict.fromkeys((steps[0], steps[-1]))
+    ]
+    reading = f"mean score of these answers, iterations {steps[0]} and {steps[-1]}."
+    return Headline("Score", " → ".join(means), reading, "samples.jsonl", "samples")

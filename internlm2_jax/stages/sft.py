@@ -99,8 +99,8 @@ def _held_out(row: Mapping, share: float) -> bool:
 def sft(
     folder: Path,
     *,
-    tokenizer: Path,
-    base: Path,
+    tokenizer: Path | str,
+    base: Path | str,
     batch_size: int,
     row_length: int,
     learning_rate: float,
@@ -137,6 +137,7 @@ def sft(
         remat: what a block keeps for its gradient.
     """
     # ------------------------------------------------------------------ data
+    tokenizer, base = Path(tokenizer), Path(base)
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     data = data or _of_stage(instructions)
     train_rows, held_out_rows, bad = data.load()
