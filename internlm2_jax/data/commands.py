@@ -35,7 +35,7 @@ def conversations(
     skip_bad: bool,
     show: int,
 ) -> None:
-    """Check and describe FILES of conversations: messages, ShareGPT, Alpaca; or seqio:TASK.
+    """Check and describe FILES of conversations: messages, ShareGPT, Alpaca; seqio:MODULE:TASK.
 
     Every bad record is named by its line. With a tokenizer, what the model learns stands between
     >> and <<.

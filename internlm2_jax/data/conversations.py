@@ -3,7 +3,8 @@
     messages   {"messages": [{"role", "content"}, ...]}      OpenAI's and ours (chat.py); "tools"
     sharegpt   {"conversations": [{"from", "value"}, ...]}   "system", "tools"
     alpaca     {"instruction", "input", "output"}            "system", "history": [[ask, answer]]
-    seqio      "seqio:TASK" in place of a file: "inputs" and "targets" of its examples, as text
+    seqio      "seqio:MODULE:TASK" in place of a file: "inputs" and "targets" of its examples, as
+               text; the module registers the task
 
 A file is JSON lines or one JSON array. A bad record is told by its file and line and by what is
 wrong in it; all of them are looked for before anything is said, so one run finds them all.
@@ -14,6 +15,7 @@ An answer with "loss": false is context and is not learnt.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -148,10 +150,16 @@ def _seqio(name: str, split: str) -> Iterator[tuple[int, Any]]:
         raise UserError(
             f"{name} needs the seqio extra ({error}): pip install 'internlm2-jax[seqio]'"
         ) from error
+    module, _, wanted = name.removeprefix(_SEQIO).rpartition(":")
     try:
-        task = seqio.get_mixture_or_task(name.removeprefix(_SEQIO))
-    except ValueError as error:
-        raise UserError(f"{name}: {error}; import the module that registers it") from error
+        if module:
+            importlib.import_module(module)
+        task = seqio.get_mixture_or_task(wanted)
+    except (ImportError, ValueError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(
+            f"{name}: {reason}; write it seqio:MODULE:TASK, where MODULE registers TASK"
+        ) from error
     lengths = dict.fromkeys(task.output_features, None)
     examples = task.get_dataset(lengths, split=split, shuffle=False, num_epochs=1)
     for number, example in enumerate(examples.as_numpy_iterator(), start=1):

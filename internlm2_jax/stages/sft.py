@@ -43,7 +43,7 @@ class Conversations:
     """Where conversations come from and what of them is learnt.
 
     Attributes:
-        files: of conversations in any format of data/conversations.py, or seqio:TASK.
+        files: of conversations in any format of data/conversations.py; seqio:MODULE:TASK.
         validation_files: held-out ones; with none, `validation_share` of `files` is held out, by
             the hash of the conversation.
         form: format of the files, "auto" tells it by their fields.

@@ -161,6 +161,8 @@ def test_a_seqio_task_is_read_as_questions_and_answers(monkeypatch):
     rows, bad = conversations.read(["seqio:sums"])
     assert [m["content"] for m in rows[0]["messages"]] == ["2 + 2?", "4"]
     assert str(bad[0]).startswith("seqio:sums:2: the example has no text 'inputs'")
+    with pytest.raises(UserError, match="write it seqio:MODULE:TASK"):
+        conversations.read(["seqio:no_such_module:sums"])
 
 
 def test_the_command_describes_and_marks_what_is_learnt(tmp_path, vocabulary, tmp_path_factory):

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -142,10 +141,8 @@ def results(folder):
 @pytest.mark.slow
 def test_kills_at_random_moments_change_no_number(tokenizer_stage, base_stage, data, tmp_path):
     whole = tmp_path / "whole"
-    started = time.monotonic()
     output, _ = (child := process(whole, tokenizer_stage, base_stage, data)).communicate()
     assert child.returncode == 0, output[-3000:]
-    lasted = time.monotonic() - started
     expected = results(whole)
     assert {"reward_model_round2/labels.jsonl", "ppo_round2/metrics.jsonl"} <= expected.keys()
     mined = files.read_json(whole / "patches_round1/result.json")
@@ -157,7 +154,7 @@ def test_kills_at_random_moments_change_no_number(tokenizer_stage, base_stage, d
     while kills < 5:
         child = process(cut, tokenizer_stage, base_stage, data)
         try:
-            child.communicate(timeout=rng.uniform(0.2, 0.6) * lasted)
+            child.communicate(timeout=rng.uniform(4, 11))  # seconds; importing takes three
             break  # it came to its end
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)

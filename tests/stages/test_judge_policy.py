@@ -44,7 +44,6 @@ def test_right_answers_refusals_and_wins(
             "good": 0.8,
             "win_rate": 0.9,
         },
-        abs=0.06,
     )
     assert found["arm"] == "x" and found["finished"] == 1
     assert len(files.read_jsonl(tmp_path / "out/samples.jsonl")) == 10
