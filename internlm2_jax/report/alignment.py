@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from internlm2_jax.report import curves, svg
-from internlm2_jax.report.blocks import Block, Grid, Section, Table, num, percent
+from internlm2_jax.report.blocks import Block, Grid, Headline, Section, Table, num, percent
 from internlm2_jax.report.curves import Line, over_seeds
 from internlm2_jax.report.intervals import interval_chart
 from internlm2_jax.report.load import DONE, Run, series
@@ -62,9 +62,29 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Finished runs by their arm, in the order given."""
     found: dict[str, list[Run]] = collections.defaultdict(list)
     for run in runs:
-        if arm := run.result(STAGE).text("arm"):
+        if arm := arm_of(run):
             found[arm].append(run)
     return dict(found)
+
+
+def arm_of(run: Run) -> str:
+    """Which arm a run is; "" when it is none, or not judged yet."""
+    return run.result(STAGE).text("arm")
+
+
+def headlines(runs: Sequence[Run]) -> list[Headline]:
+    """Good answers of each arm."""
+    key, name, share = MEASURES[0]
+    return [
+        Headline(
+            arm,
+            interval.text(share),
+            f"{name.lower()}; {interval.count} seeds.",
+            f"*/{STAGE}/result.json",
+            "alignment",
+        )
+        for arm, interval in intervals(arms(runs), key).items()
+    ]
 
 
 def measured(run: Run, key: str) -> float | None:

@@ -18,7 +18,8 @@ import numpy as np
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
 from internlm2_jax.report import curves, svg
-from internlm2_jax.report.alignment import alignment
+from internlm2_jax.report.alignment import alignment, arm_of
+from internlm2_jax.report.alignment import headlines as of_arms
 from internlm2_jax.report.blocks import (
     DASH,
     Block,
@@ -63,7 +64,7 @@ def build(folders: Sequence[str | Path], out: str | Path) -> Path:
         name=" · ".join(variant.label for variant in found),
         kind="comparison",
         about=f"Comparison of {len(runs)} runs, made from the files in their folders.",
-        headlines=_headlines(found),
+        headlines=[*of_arms(runs), *_headlines(found)],
         sections=[section for section in sections if section.blocks],
     )
     files.atomic_write(out, page)
@@ -96,7 +97,7 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
         label = ", ".join(f"{_short(p, telling)} {_plain(v)}" for p, v in mine.items())
         if not label or len(label) > _LABEL:
             label = members[0].name if len(members[0].name) <= _LABEL else f"variant {number}"
-        made.append(Variant(label, members, mine))
+        made.append(Variant(arm_of(members[0]) or label, members, mine))
     twice = collections.Counter(variant.label for variant in made)
     return [
         Variant(f"{v.label} ({i})", v.runs, v.settings) if twice[v.label] > 1 else v

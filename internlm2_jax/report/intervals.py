@@ -32,7 +32,7 @@ def interval_chart(
             axes.set_xlim(-0.02, 1.02)
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"{n} %" for n in range(0, 101, 25)])
         else:
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, 1.08 * max(high for _, _, _, high, _ in rows))
         axes.grid(axis="x", color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(x, labelpad=3)
