@@ -259,6 +259,7 @@ def test_wrong_settings_are_named(wrong, match):
 # ----------------------------------------------------------------------------------- layouts
 
 
+@pytest.mark.slow  # half a minute of compiling for eight devices
 def test_every_model_in_its_own_layout_gives_the_numbers_of_one_device(sampled):
     layouts = Layouts(
         actor="fsdp=2,tensor=4", critic="data=4,fsdp=2", reference="tensor=8", reward="fsdp=8"
