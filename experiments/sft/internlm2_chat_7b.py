@@ -5,8 +5,8 @@ Needs   : a converted base model and a folder of tokens with books and code:
           --set data=chats.jsonl; 32 or more TPU v5p
 Mesh    : fsdp=16,tensor=2
 Expect  : not measured; plan it first:
-          internlm2 plan experiments/sft/internlm2_7b.py --topology v5p:4x4x2
-Run     : internlm2 train experiments/sft/internlm2_7b.py --set data=chats.jsonl
+          internlm2 plan experiments/sft/internlm2_chat_7b.py --topology v5p:4x4x2
+Run     : internlm2 train experiments/sft/internlm2_chat_7b.py --set data=chats.jsonl
 """
 
 from __future__ import annotations
