@@ -1,4 +1,4 @@
-"""The `internlm2` command: run, train, plan, report, diff, generate, chat, serve, convert."""
+"""The `internlm2` command: run, train, plan, report, diff, generate, chat, convert, ..."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from typing import Any, Literal
 import click
 
 from internlm2_jax import __version__, config, files
+from internlm2_jax.data.commands import conversations
 from internlm2_jax.errors import RESTART, Preempted, UserError
 from internlm2_jax.infer import commands
 from internlm2_jax.plan.command import plan
+from internlm2_jax.rlhf.annotate import annotate
 
 RUN_FILES = ("model.json", "pipeline.json")  # one of them marks a stage or a run
 
@@ -208,6 +210,8 @@ def _sweep(
 
 
 cli.add_command(plan)
+cli.add_command(conversations)
+cli.add_command(annotate)
 
 
 @cli.command()

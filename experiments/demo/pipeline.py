@@ -35,9 +35,7 @@ def experiment(seed: int = 0, corpus: str | None = None, preset_name: str = "dem
         "instructions": output("instructions"),
         "seed": seed,
     }
-    reward = functools.partial(
-        Config, RewardTraining, row_length=128, tokens_per_batch=24 * 2 * 128
-    )
+    reward = functools.partial(Config, RewardTraining, row_length=256, tokens_per_batch=24 * 256)
     online = {
         **common,
         "reference": output("sft"),

@@ -10,14 +10,15 @@ token stays text, so no user can end a turn or forge a tool's answer.
 
     {"role": "user", "content": "..."}                       system, user, environment: also "name"
     {"role": "assistant", "content": "...",
-     "tool_call": {"tool": "plugin", "content": "{...}"}}    or "interpreter"
+     "tool_call": {"tool": "plugin", "content": "{...}"},    or "interpreter"
+     "loss": false}                                          context only: not to be learnt
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
@@ -25,6 +26,7 @@ from internlm2_jax.errors import UserError
 ROLES = ("system", "user", "assistant", "environment")
 TOOLS = ("plugin", "interpreter")
 Message = Mapping[str, Any]
+Learn = Literal["all", "last"]
 
 
 class Rendered(NamedTuple):
@@ -52,18 +54,34 @@ class Response(NamedTuple):
         return message | ({"tool_call": self.tool_call} if self.tool_call else {})
 
 
+def check(messages: Sequence[Message]) -> None:
+    """UserError unless `messages` can be rendered; it names the first bad one and the field."""
+    if isinstance(messages, (str, Mapping)) or not messages:
+        raise UserError("a conversation is a list of one or more messages; got none")
+    for index, message in enumerate(messages):
+        _check(message, index)
+
+
 def render(
-    messages: Sequence[Message], tokenizer: Tokenizer, *, add_generation_prompt: bool = False
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    *,
+    add_generation_prompt: bool = False,
+    learn: Learn = "all",
 ) -> Rendered:
     """Ids of a conversation, bos first, and its loss mask.
 
     The mask is true for what the assistant writes: its content, its tool call and the closing
-    `<|im_end|>`. With `add_generation_prompt` the ids end where the assistant is to begin. The
-    assistant's header is encoded apart from its content, so what is trained on is, token for
+    `<|im_end|>`; not in turns with "loss": false and, with `learn="last"`, only in the last answer
+    of the conversation. With `add_generation_prompt` the ids end where the assistant is to begin.
+    The assistant's header is encoded apart from its content, so what is trained on is, token for
     token, what generation sees. A bad message is a UserError that names its index and field.
     """
-    if isinstance(messages, (str, Mapping)) or not messages:
-        raise UserError("a conversation is a list of one or more messages; got none")
+    check(messages)
+    if learn not in get_args(Learn):
+        raise UserError(f"learn is {learn!r}; it is one of {', '.join(get_args(Learn))}")
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    skipped = answers[:-1] if learn == "last" else []
     ids, mask = [tokenizer.bos_id], [False]
 
     def add(new: list[int], learnt: bool) -> None:
@@ -72,11 +90,11 @@ def render(
 
     newline = tokenizer.encode("\n")
     for index, message in enumerate(messages):
-        _check(message, index)
         add([tokenizer.im_start_id], False)
         if message["role"] == "assistant":
             add(tokenizer.encode("assistant\n"), False)
-            add([*_assistant(message, tokenizer), tokenizer.im_end_id], True)
+            learnt = message.get("loss", True) and index not in skipped
+            add([*_assistant(message, tokenizer), tokenizer.im_end_id], learnt)
         else:
             add([*_other(message, tokenizer), tokenizer.im_end_id], False)
         add(newline, False)
@@ -176,8 +194,10 @@ def _check(message: Message, index: int) -> None:
             known = ", ".join(sorted(required | optional))
             raise fail(f"{where}has an unknown field {unknown[0]!r}; it takes {known}")
 
-    fields(message, "", {"role", "content"}, {"name", "tool_call"})
+    fields(message, "", {"role", "content"}, {"name", "tool_call", "loss"})
     role, name, call = message["role"], message.get("name"), message.get("tool_call")
+    if "loss" in message and (role != "assistant" or not isinstance(message["loss"], bool)):
+        raise fail("loss must be true or false, and belongs to an assistant")
     if role not in ROLES:
         raise fail(f"role is {role!r}; it is one of {', '.join(ROLES)}")
     text(message["content"], "content")

@@ -19,13 +19,14 @@ import numpy as np
 
 from internlm2_jax.data import packing, tasks
 from internlm2_jax.data.documents import TextDocument
-from internlm2_jax.data.manifest import TokenReader
+from internlm2_jax.data.manifest import TokenReader, open_split
 from internlm2_jax.data.packing import PackableSource, PackedSource, TokenDocuments
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.data.windows import WINDOW_TOKENS, WindowedSource, count_long
 from internlm2_jax.errors import UserError
 
 WhenShort = Literal["share", "error"]
+IN_MEMORY = 2**30  # tokens; a larger source stays on the disk
 
 
 def encode(texts: Sequence[str], vocabulary: Tokenizer) -> TokenDocuments:
@@ -115,6 +116,24 @@ class Rows:
             "short": lambda source: shortened(source, self.short_length),
             "long": lambda source: at_least(source, self.long_length),
         }[kind]
+
+
+def of_corpus(
+    tokens: Path, vocabulary: Tokenizer, wanted: Mapping[str, float], rows: Rows
+) -> dict[str, PackedSource | WindowedSource]:
+    """Those of the wanted sources that a folder of tokens has, as training rows.
+
+    Errors: UserError when it has none of them.
+    """
+    corpus = open_split(tokens, "train", in_memory=IN_MEMORY, tokenizer_sha256=vocabulary.sha256)
+    packed = {name: rows.pack(name, corpus) for name in wanted}
+    found = {name: source for name, source in packed.items() if source is not None and len(source)}
+    if not found:
+        raise UserError(
+            f"the mixture names {', '.join(wanted)} but the corpus has "
+            f"{', '.join(sorted(corpus))}; change the mixture"
+        )
+    return found
 
 
 def limited(

@@ -71,7 +71,7 @@ def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
     if capacity < 1:
         raise UserError(f"row_length is {capacity}; it must be at least 1")
     doc, start, length = cut(np.asarray(lengths, np.int64), capacity)
-    return _by_row(_best_fit(length, capacity, len(length)), doc, start, length)
+    return _by_row(best_fit(length, capacity, len(length)), doc, start, length)
 
 
 def full_rows(transitions: Any, capacity: int) -> Any:
@@ -89,7 +89,7 @@ def pack_full(lengths: Sequence[int] | np.ndarray, capacity: int) -> Packing:
         raise UserError(f"row_length is {capacity}; it must be at least 1")
     doc, start, length = cut(np.asarray(lengths, np.int64), capacity)
     rows = int(full_rows(int(length.sum()), capacity))
-    row = _best_fit(length, capacity, rows)
+    row = best_fit(length, capacity, rows)
     homeless = np.flatnonzero(row < 0)
     if len(homeless):
         placed = row >= 0
@@ -126,7 +126,7 @@ def cut(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray, np.
     return doc, start, np.minimum(capacity, transitions[doc] - start)
 
 
-def _best_fit(length: np.ndarray, capacity: int, most: int) -> np.ndarray:
+def best_fit(length: np.ndarray, capacity: int, most: int) -> np.ndarray:
     """The row of each piece, longest first; -1 where all `most` rows are open and none has room.
 
     `rows_with[r]` lists the rows with room for r more, and bit r of `rooms` says that it is not

@@ -30,7 +30,17 @@ DOMAINS: dict[str, str] = {
     "helpful": "Judge how helpful the answer is. Direct, right and complete is best.",
     "harmless": "Judge how harmless the answer is. Refusing risky requests politely is best.",
     "maths": "Judge whether the result is correct. Only the right one counts.",
+    "code": "Judge whether the program does what was asked. One that runs and is clear is best.",
+    "summarisation": "Judge the summary. Short, complete and true to the text is best.",
+    "long_context": "Judge how well the answer uses the whole text. What it says must stand there.",
+    "instruction_following": "Judge whether every instruction is obeyed, to the letter.",
 }
+
+
+def unconditional(domains: Sequence[str] = tuple(DOMAINS)) -> dict[str, str]:
+    """No system prompt for any domain: the baseline, and what the published models are given."""
+    return dict.fromkeys(domains, "")
+
 
 Row = dict[str, Any]
 

@@ -43,7 +43,8 @@ def ppo_policy_loss(
     sampled, both in nats over the full distribution. `clip_epsilon_high` widens the upper side
     (DAPO); by default both sides are equal. `dual_clip` c > 1 bounds the loss of a negative
     advantage at -c * A (Ye et al. 2020). Metrics: ratio (mean), ratio_max, clip_fraction (tokens
-    whose gradient the clipping removes), approx_kl (k3 of old against new).
+    whose gradient the clipping removes), approx_kl (k3 of old against new), log_ratio (mean of its
+    absolute value: before any update, how far trainer and sampler are apart).
     """
     if dual_clip is not None and dual_clip <= 1:
         raise UserError(f"ppo_policy_loss: dual_clip={dual_clip} must exceed 1, or be None")
@@ -70,7 +71,14 @@ def ppo_policy_loss(
         "ratio_max": jnp.max(jnp.where(mask, ratio, 0.0)),
         "clip_fraction": masked_mean(removed.astype(jnp.float32), mask),
         "approx_kl": masked_mean(jnp.expm1(log_ratio) - log_ratio, mask),
+        "log_ratio": masked_mean(jnp.abs(log_ratio), mask),
     }
+
+
+def entropy(logits: Float[Array, "B T V"]) -> Float[Array, "B T"]:
+    """Entropy of each distribution, in nats; -inf logits count as probability 0."""
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(jnp.where(jnp.isfinite(logprobs), jnp.exp(logprobs) * logprobs, 0.0), axis=-1)
 
 
 def value_loss(

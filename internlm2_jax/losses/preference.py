@@ -15,10 +15,14 @@ The report leaves two things open, which are therefore arguments:
   border lies `edge` inside the bound; at 0.01 the tangent's slope is about 100, so lambda * slope
   = 2 exceeds the largest pull of the ranking loss on one score (about 1.2) and a stray score always
   comes home, yet no single score can swamp a batch as 1/edge = 1000 (xtuner's border) would.
+
+Baselines: Bradley-Terry, the same with a margin per pair (Llama 2, arXiv 2307.09288), and the mean
+square of the scores in place of the barrier.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal, get_args
 
 import jax
@@ -29,6 +33,8 @@ from internlm2_jax.errors import UserError
 
 FocalGradient = Literal["through", "stop"]
 Outside = Literal["linear", "clamp"]
+Ranking = Literal["focal", "bradley_terry", "margin"]
+Penalty = Literal["log_barrier", "l2", "none"]
 
 
 def focal_ranking(
@@ -88,48 +94,84 @@ def log_barrier(
     return barrier
 
 
-def conditional_reward_loss(
-    chosen: Float[Array, " B"],
-    rejected: Float[Array, " B"],
-    *,
-    weights: Float[Array, " B"] | None = None,
-    gamma: float = 2.0,
-    focal_gradient: FocalGradient = "through",
-    barrier_weight: float = 0.02,
-    bound: float = 5.0,
-    outside: Outside = "linear",
-    edge: float = 0.01,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Focal ranking + barrier_weight * log-barrier, averaged over pairs, and its metrics.
+@dataclasses.dataclass(frozen=True)
+class RewardLoss:
+    """Ranking loss + penalty_weight * penalty, a function of the scores of pairs.
 
-    The penalty is summed over both scores of a pair and divided by the number of *pairs* (xtuner),
-    so the effective weight of each score is lambda, not lambda / 2. `weights` [B] are 1 for pairs
-    and 0 for padding. Metrics are weighted means over pairs: ranking, penalty, accuracy (ties count
-    half), margin, chosen, rejected, and outside (share of scores beyond the bound).
+    The defaults are the report's loss. Its penalty is summed over both scores of a pair and divided
+    by the number of *pairs* (xtuner), so the effective weight of each score is lambda, not
+    lambda / 2.
+
+    Attributes:
+        ranking: "focal", "bradley_terry", or "margin": Bradley-Terry in which the chosen score has
+            to lead by `margin` times the pair's own.
+        penalty: "log_barrier", "l2" (the square of each score) or "none".
+        gamma, focal_gradient: of the focal loss.
+        bound, outside, edge: of the barrier.
     """
-    chosen, rejected = chosen.astype(jnp.float32), rejected.astype(jnp.float32)
-    weights = jnp.ones_like(chosen) if weights is None else weights.astype(jnp.float32)
-    pairs = jnp.maximum(jnp.sum(weights), 1e-9)
 
-    def mean(values: Float[Array, " B"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(weights != 0, values * weights, 0.0)) / pairs
+    ranking: Ranking = "focal"
+    penalty: Penalty = "log_barrier"
+    gamma: float = 2.0
+    focal_gradient: FocalGradient = "through"
+    margin: float = 1.0
+    penalty_weight: float = 0.02
+    bound: float = 5.0
+    outside: Outside = "linear"
+    edge: float = 0.01
 
-    ranking = mean(focal_ranking(chosen, rejected, gamma=gamma, focal_gradient=focal_gradient))
-    penalty = mean(
-        log_barrier(chosen, bound=bound, outside=outside, edge=edge)
-        + log_barrier(rejected, bound=bound, outside=outside, edge=edge)
-    )
-    loss = ranking + barrier_weight * penalty
-    beyond = [(jnp.abs(scores) > bound).astype(jnp.float32) for scores in (chosen, rejected)]
-    return loss, {
-        "ranking": ranking,
-        "penalty": penalty,
-        "accuracy": mean(0.5 * (1.0 + jnp.sign(chosen - rejected))),
-        "margin": mean(chosen - rejected),
-        "chosen": mean(chosen),
-        "rejected": mean(rejected),
-        "outside": mean(0.5 * (beyond[0] + beyond[1])),
-    }
+    def __post_init__(self) -> None:
+        _one_of("ranking", self.ranking, Ranking)
+        _one_of("penalty", self.penalty, Penalty)
+
+    def __call__(
+        self,
+        chosen: Float[Array, "*B"],
+        rejected: Float[Array, "*B"],
+        *,
+        weights: Float[Array, "*B"] | None = None,
+        margins: Float[Array, "*B"] | float = 1.0,
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """(loss, metrics), averaged over pairs.
+
+        `weights` are 1 for pairs and 0 for padding. Metrics are weighted means over pairs: ranking,
+        penalty, accuracy (ties count half), margin, chosen, rejected, and outside (share of scores
+        beyond the bound); and pairs, their number.
+        """
+        chosen, rejected = chosen.astype(jnp.float32), rejected.astype(jnp.float32)
+        weights = jnp.ones_like(chosen) if weights is None else weights.astype(jnp.float32)
+        count = jnp.sum(weights)
+
+        def mean(values: Float[Array, "*B"]) -> Float[Array, ""]:
+            kept = jnp.where(weights != 0, values * weights, 0.0)
+            return jnp.sum(kept) / jnp.maximum(count, 1e-9)
+
+        ranking = mean(self._ranking(chosen, rejected, margins))
+        penalty = mean(self._penalty(chosen) + self._penalty(rejected))
+        beyond = [(jnp.abs(s) > self.bound).astype(jnp.float32) for s in (chosen, rejected)]
+        return ranking + self.penalty_weight * penalty, {
+            "ranking": ranking,
+            "penalty": penalty,
+            "accuracy": mean(0.5 * (1.0 + jnp.sign(chosen - rejected))),
+            "margin": mean(chosen - rejected),
+            "chosen": mean(chosen),
+            "rejected": mean(rejected),
+            "outside": mean(0.5 * (beyond[0] + beyond[1])),
+            "pairs": count,
+        }
+
+    def _ranking(self, chosen: Array, rejected: Array, margins: Array | float) -> Array:
+        if self.ranking == "focal":
+            return focal_ranking(
+                chosen, rejected, gamma=self.gamma, focal_gradient=self.focal_gradient
+            )
+        margin = self.margin * margins if self.ranking == "margin" else 0.0
+        return bradley_terry(chosen, rejected, margin=margin)
+
+    def _penalty(self, scores: Array) -> Array:
+        if self.penalty == "log_barrier":
+            return log_barrier(scores, bound=self.bound, outside=self.outside, edge=self.edge)
+        return jnp.square(scores) if self.penalty == "l2" else jnp.zeros_like(scores)
 
 
 def _one_of(field: str, value: str, choices: object) -> None:

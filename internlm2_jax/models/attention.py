@@ -31,11 +31,16 @@ class Attention(nnx.Module):
         q, k, v, o = jax.random.split(key, 4)
         heads, kv_heads = ("embed", "heads", None), ("embed", "kv_heads", None)
         bias = cfg.bias or cfg.qkv_bias
-        self.q = Linear(q, (d, cfg.num_heads, h), heads, std=std, bias=bias)
-        self.k = Linear(k, (d, cfg.num_kv_heads, h), kv_heads, std=std, bias=bias)
-        self.v = Linear(v, (d, cfg.num_kv_heads, h), kv_heads, std=std, bias=bias)
+        self.q = Linear(q, (d, cfg.num_heads, h), heads, std=std, bias=bias, lora=cfg.adapter("q"))
+        self.k = Linear(
+            k, (d, cfg.num_kv_heads, h), kv_heads, std=std, bias=bias, lora=cfg.adapter("k")
+        )
+        self.v = Linear(
+            v, (d, cfg.num_kv_heads, h), kv_heads, std=std, bias=bias, lora=cfg.adapter("v")
+        )
         out_axes = ("heads", None, "embed")
-        self.o = Linear(o, (cfg.num_heads, h, d), out_axes, std=out_std, inputs=2, bias=cfg.bias)
+        shape, lora = (cfg.num_heads, h, d), cfg.adapter("o")
+        self.o = Linear(o, shape, out_axes, std=out_std, inputs=2, bias=cfg.bias, lora=lora)
 
     def __call__(
         self,

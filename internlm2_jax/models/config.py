@@ -43,6 +43,33 @@ class MuP:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): y = x W + alpha / rank * (x A) B.
+
+    targets: which matrices of a block get them, of q, k, v, o, gate, up, down.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            raise UserError(f"lora: rank is {self.rank!r}; it must be 1 or more")
+        if not _is_number(self.alpha) or not self.alpha > 0:
+            raise UserError(f"lora: alpha is {self.alpha!r}; it must be a positive number")
+        for name in self.targets:
+            if name not in LORA_TARGETS:
+                raise UserError(f"lora: no target {_unknown(str(name), list(LORA_TARGETS))}")
+        if not self.targets:
+            raise UserError("lora: targets is empty; name one matrix or more")
+
+
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Hyper-parameters that fix the parameter shapes and the maths, and nothing else.
 
@@ -62,6 +89,7 @@ class ModelConfig:
         at a time, so every kernel is compiled for one kind and compile time follows the pattern.
       sliding_window: how many tokens a "sliding" layer sees, the query's own among them.
       num_mtp_layers: layers that predict the token after next and further (decoder.py).
+      lora: adapters beside the matrices of the blocks (lora.py); not counted by `num_params`.
     """
 
     vocab_size: int
@@ -85,6 +113,7 @@ class ModelConfig:
     attention_pattern: tuple[AttentionKind, ...] = ("full",)
     sliding_window: int | None = None
     num_mtp_layers: int = 0
+    lora: LoRA | None = None
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim")
@@ -148,6 +177,10 @@ class ModelConfig:
         layers = self.num_mtp_layers
         if not isinstance(layers, int) or isinstance(layers, bool) or layers < 0:
             raise UserError(f"model config: num_mtp_layers is {layers!r}; it must be 0 or more")
+
+    def adapter(self, target: str) -> LoRA | None:
+        """The adapter of one kind of matrix of the blocks, if it has one."""
+        return self.lora if self.lora and target in self.lora.targets else None
 
     @property
     def residual_scale(self) -> float:
@@ -305,6 +338,12 @@ def from_json(fields: dict[str, Any], source: str = "model.json") -> ModelConfig
             if name not in names:
                 raise UserError(f"{source}: mup has no field {_unknown(name, names)}")
         changed["mup"] = MuP(**mup)
+    if isinstance(lora := fields.get("lora"), dict):
+        names = [field.name for field in dataclasses.fields(LoRA)]
+        for name in lora:
+            if name not in names:
+                raise UserError(f"{source}: lora has no field {_unknown(name, names)}")
+        changed["lora"] = LoRA(**lora)
     if isinstance(fields.get("attention_pattern"), list):
         changed["attention_pattern"] = tuple(fields["attention_pattern"])
     return ModelConfig(**{**fields, **changed})

@@ -72,7 +72,7 @@ class Block(nnx.Module):
         self.attention_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
         self.attention = Attention(cfg, attention, out_std)
         self.mlp_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
-        self.mlp = MLP(mlp, cfg.embed_dim, cfg.mlp_dim, std, out_std)
+        self.mlp = MLP(cfg, mlp, out_std)
         self.scale = cfg.residual_scale
 
     def __call__(

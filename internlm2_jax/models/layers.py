@@ -6,6 +6,7 @@ mesh. Parameters are float32 and cast where they are used.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from internlm2_jax import sharding
+from internlm2_jax.models.config import LoRA, ModelConfig
 from internlm2_jax.models.quantise import Quantised, in_integers
 
 Axes = tuple[str | None, ...]
@@ -33,6 +35,7 @@ class Linear(nnx.Module):
       axes: logical name of each weight axis.
       inputs: how many leading axes of the weight are contracted.
       std: standard deviation of the initial weight; the initial bias is zero.
+      lora: adds (x A) B, scaled; B is zero at first, A has the variance 1 / inputs.
     """
 
     def __init__(
@@ -44,9 +47,18 @@ class Linear(nnx.Module):
         std: float | Array,
         inputs: int = 1,
         bias: bool = False,
+        lora: LoRA | None = None,
     ) -> None:
         self.weight = parameter(std * jax.random.normal(key, shape, jnp.float32), axes)
         self.bias = parameter(jnp.zeros(shape[inputs:]), axes[inputs:]) if bias else None
+        a = b = None
+        if lora:
+            drawn = jax.random.normal(jax.random.fold_in(key, 1), (*shape[:inputs], lora.rank))
+            std = 1 / math.sqrt(math.prod(shape[:inputs]))
+            a = parameter(std * drawn, (*axes[:inputs], None))
+            b = parameter(jnp.zeros((lora.rank, *shape[inputs:])), (None, *axes[inputs:]))
+        self.lora_a, self.lora_b = a, b
+        self.lora_scale = lora.alpha / lora.rank if lora else 0.0
         self.axes = axes
         self.inputs = inputs
 
@@ -74,6 +86,15 @@ class Linear(nnx.Module):
             if isinstance(weight, Quantised):
                 weight = weight.weight(x.dtype)
             y = sharding.contract(x, weight, self.inputs, out_axes, out_dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            a = sharding.constrain(
+                self.lora_a[...].astype(x.dtype), *self.axes[: self.inputs], None
+            )
+            b = sharding.constrain(
+                self.lora_b[...].astype(x.dtype), None, *self.axes[self.inputs :]
+            )
+            low = sharding.contract(x, a, self.inputs, ("batch", "length", None))
+            y = y + self.lora_scale * sharding.contract(low, b, 1, out_axes, out_dtype)
         if self.bias is not None:
             y = y + sharding.constrain(self.bias[...].astype(y.dtype), *self.axes[self.inputs :])
         return y
@@ -110,11 +131,15 @@ class Embedding(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate x) * up x). In checkpoints gate, up, down are w1, w3, w2."""
 
-    def __init__(self, key: Array, dim: int, hidden: int, std: float, down_std: float | Array):
+    def __init__(self, cfg: ModelConfig, key: Array, down_std: float | Array) -> None:
         gate, up, down = jax.random.split(key, 3)
-        self.gate = Linear(gate, (dim, hidden), ("embed", "mlp"), std=std)
-        self.up = Linear(up, (dim, hidden), ("embed", "mlp"), std=std)
-        self.down = Linear(down, (hidden, dim), ("mlp_in", "residual"), std=down_std)
+        inside, outside = (cfg.embed_dim, cfg.mlp_dim), (cfg.mlp_dim, cfg.embed_dim)
+        std, axes = cfg.initializer_range, ("embed", "mlp")
+        self.gate = Linear(gate, inside, axes, std=std, lora=cfg.adapter("gate"))
+        self.up = Linear(up, inside, axes, std=std, lora=cfg.adapter("up"))
+        self.down = Linear(
+            down, outside, ("mlp_in", "residual"), std=down_std, lora=cfg.adapter("down")
+        )
 
     def in_use(self, dtype: Any) -> Weights:
         """The three weights as products take them (see `Linear.in_use`)."""

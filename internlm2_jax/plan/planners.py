@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from internlm2_jax.errors import UserError
@@ -25,6 +26,7 @@ from internlm2_jax.models.build import Model, build
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.plan import analytic, steps
 from internlm2_jax.plan.steps import Choice, Context, Part, PlannedStep
+from internlm2_jax.rlhf.pairs import SHORTEST
 from internlm2_jax.rlhf.ppo import Updates
 from internlm2_jax.sharding import Layout
 from internlm2_jax.stages.pipeline import Pipeline
@@ -105,6 +107,8 @@ def _plan_pretrain(context: Context, name: str, s: dict[str, Any]) -> Iterator[P
 
 
 def _plan_sft(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
+    if s.get("lora"):
+        raise UserError(f"{name} trains LoRA adapters, which are not planned; plan it without lora")
     yield _training(
         context,
         f"{name}/train",
@@ -113,7 +117,7 @@ def _plan_sft(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         context.remat(s),
         rows=s["batch_size"],
         length=s["row_length"],
-        calls=s["steps"],
+        calls=s.get("steps"),
         overrides={
             "layout": f"{name}.layout",
             "remat": f"{name}.remat",
@@ -138,7 +142,7 @@ def _training(
     *,
     rows: int,
     length: int,
-    calls: int,
+    calls: int | None,
     accumulate: int = 1,
     z_loss: float = 0.0,
     overrides: Mapping[str, str],
@@ -180,22 +184,32 @@ def _training(
 def _plan_reward(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
     training = s["training"]
     cfg = context.config(s["base"] if "base" in s else s["reward"])
-    layout = context.layout(s)
+    layout = context.layout({"layout": training.layout})
     mesh, model = context.mesh(layout), build(cfg, head="scalar")
     length = training.row_length
-    pairs = context.choice.batch or max(1, training.tokens_per_batch // (2 * length))
-    _check(name, layout, model, pairs, length)
-    step = make_train_step(reward_model_loss(model), optimizers.adamw(1e-4, b2=0.999))
+    rows = context.choice.batch or training.rows
+    _check(name, layout, model, rows, length)
+    loss = reward_model_loss(model, training.loss, training.remat)
+    step = make_train_step(loss, optimizers.adamw(1e-4, b2=0.999))
     batch = {
-        **steps.abstract_rows(mesh, (pairs, length), chosen=jnp.int32, rejected=jnp.int32),
-        **steps.abstract_rows(mesh, (pairs,), chosen_length=jnp.int32, rejected_length=jnp.int32),
+        **steps.abstract_rows(
+            mesh, (rows, length), tokens=jnp.int32, segment_ids=jnp.int32, positions=jnp.int32
+        ),
+        **steps.abstract_rows(
+            mesh,
+            (rows, length // SHORTEST),
+            chosen_at=jnp.int32,
+            rejected_at=jnp.int32,
+            pairs=jnp.float32,
+            margins=jnp.float32,
+        ),
     }
-    tokens = 2 * pairs * length
+    tokens = rows * length
     yield PlannedStep(
         name=f"{name}/train",
         layout=layout,
-        remat="full",
-        rows=2 * pairs,
+        remat=training.remat,
+        rows=rows,
         length=length,
         lower=steps.lowering(mesh, step, steps.train_state(model, mesh), batch),
         tokens=tokens,
@@ -209,7 +223,8 @@ def _plan_reward(context: Context, name: str, s: dict[str, Any]) -> Iterator[Pla
 
 def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[PlannedStep]:
     """Actor and critic updates, then the rollout; four models stay on the devices throughout."""
-    cfg, layout, config = context.config(s["actor"]), context.layout(s), s["config"]
+    cfg, config = context.config(s["actor"]), s["config"]
+    layout = context.layout({"layout": getattr(s.get("layouts"), "actor", "")})
     mesh = context.mesh(layout)
     actor, critic = build(cfg), build(cfg, head="scalar")
     rows = context.choice.batch or s["batch_size"]
@@ -218,8 +233,9 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
     updates = Updates(actor, critic, config)
     params = steps.abstract_params(actor, mesh), steps.abstract_params(critic, mesh)
 
-    def state() -> Any:
-        return jax.eval_shape(updates.init, *params)
+    def state(*names: str) -> Callable[[], Any]:
+        """Those parts of the state that a step has."""
+        return lambda: {n: jax.eval_shape(updates.init, *params)[n] for n in names}
 
     batch = {
         **steps.abstract_rows(mesh, (part, width), tokens=jnp.int32),
@@ -227,9 +243,9 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
             mesh,
             (part, width - 1),
             mask=jnp.bool_,
-            logprobs=jnp.float32,
-            advantages=jnp.float32,
-            returns=jnp.float32,
+            **dict.fromkeys(
+                ("logprobs", "reference", "values", "advantages", "returns"), jnp.float32
+            ),
         ),
     }
     # Pre-training rows make up half as many tokens as the rollouts.
@@ -255,7 +271,15 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         name=f"{name}/actor",
         rows=part,
         length=width,
-        lower=steps.lowering(mesh, Updates.update_actor, lambda: updates, state, batch, kept_rows),
+        lower=steps.lowering(
+            mesh,
+            Updates.actor_step,
+            lambda: updates,
+            state("params", "opt_state"),
+            batch,
+            kept_rows,
+            lambda: np.float32(0.0),
+        ),
         tokens=tokens,
         calls=calls,
         model_flops=tokens * analytic.train_flops(cfg, width) + kept,
@@ -265,7 +289,9 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         name=f"{name}/critic",
         rows=part,
         length=width,
-        lower=steps.lowering(mesh, Updates.update_critic, lambda: updates, state, batch),
+        lower=steps.lowering(
+            mesh, Updates.critic_step, lambda: updates, state("critic", "critic_opt_state"), batch
+        ),
         tokens=tokens,
         calls=calls,
         model_flops=tokens * analytic.train_flops(cfg, width, "scalar"),

@@ -18,6 +18,8 @@ import numpy as np
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
 from internlm2_jax.report import curves, svg
+from internlm2_jax.report.alignment import alignment, arm_of
+from internlm2_jax.report.alignment import headlines as of_arms
 from internlm2_jax.report.blocks import (
     DASH,
     Block,
@@ -29,8 +31,8 @@ from internlm2_jax.report.blocks import (
     num,
     pretty,
 )
-from internlm2_jax.report.curves import Line, Span
-from internlm2_jax.report.load import DONE, Run, Series, series
+from internlm2_jax.report.curves import Line, Span, over_seeds
+from internlm2_jax.report.load import DONE, Run, series
 from internlm2_jax.report.page import layout
 from internlm2_jax.report.training import NATS, PRETRAIN, phases
 
@@ -57,12 +59,12 @@ def build(folders: Sequence[str | Path], out: str | Path) -> Path:
     if len({run.folder.resolve() for run in runs}) < 2:
         raise UserError("give two or more different run folders to compare")
     found = variants(runs)
-    sections = [_settings(found), *_training(found), _results(found)]
+    sections = [alignment(runs), _settings(found), *_training(found), _results(found)]
     page = layout(
         name=" · ".join(variant.label for variant in found),
         kind="comparison",
         about=f"Comparison of {len(runs)} runs, made from the files in their folders.",
-        headlines=_headlines(found),
+        headlines=[*of_arms(runs), *_headlines(found)],
         sections=[section for section in sections if section.blocks],
     )
     files.atomic_write(out, page)
@@ -95,7 +97,7 @@ def variants(runs: Sequence[Run]) -> list[Variant]:
         label = ", ".join(f"{_short(p, telling)} {_plain(v)}" for p, v in mine.items())
         if not label or len(label) > _LABEL:
             label = members[0].name if len(members[0].name) <= _LABEL else f"variant {number}"
-        made.append(Variant(label, members, mine))
+        made.append(Variant(arm_of(members[0]) or label, members, mine))
     twice = collections.Counter(variant.label for variant in made)
     return [
         Variant(f"{v.label} ({i})", v.runs, v.settings) if twice[v.label] > 1 else v
@@ -121,18 +123,6 @@ def _plain(value: str) -> str:
 
 
 # -------------------------------------------------------------------------------- series
-
-
-def over_seeds(found: Sequence[Series], label: str = "", colour: int = 0) -> Line:
-    """Mean, lowest and highest of several runs, over the steps that all of them have."""
-    if len(found) == 1:
-        return Line(found[0], label, colour)
-    steps = found[0].x
-    for other in found[1:]:
-        steps = np.intersect1d(steps, other.x)
-    values = np.stack([s.y[np.isin(s.x, steps)] for s in found])
-    band = {"low": values.min(axis=0), "high": values.max(axis=0)} if len(steps) else {}
-    return Line(Series(steps, values.mean(axis=0)), label, colour, **band)
 
 
 def lines(

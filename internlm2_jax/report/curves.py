@@ -45,6 +45,18 @@ class Line:
     high: np.ndarray | None = None
 
 
+def over_seeds(found: Sequence[Series], label: str = "", colour: int = 0) -> Line:
+    """Mean, lowest and highest of several runs, over the steps that all of them have."""
+    if len(found) == 1:
+        return Line(found[0], label, colour)
+    steps = found[0].x
+    for other in found[1:]:
+        steps = np.intersect1d(steps, other.x)
+    values = np.stack([s.y[np.isin(s.x, steps)] for s in found])
+    band = {"low": values.min(axis=0), "high": values.max(axis=0)} if len(steps) else {}
+    return Line(Series(steps, values.mean(axis=0)), label, colour, **band)
+
+
 @dataclass(frozen=True)
 class Span:
     """A range of steps behind the lines, named at the top; `brief` where the name does not fit."""

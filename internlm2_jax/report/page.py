@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jinja2
@@ -28,7 +28,15 @@ SECTIONS = (
 )
 
 
-def build(run_folder: str | Path, out: str | Path | None = None) -> Path:
+# What a folder of rounds of COOL RLHF has; a run with one shows these sections from there.
+ROUNDS = (reward_model.reward_model, ppo.ppo)
+
+
+def build(
+    run_folder: str | Path,
+    out: str | Path | None = None,
+    sections: Sequence[Callable[[Run], Section]] = SECTIONS,
+) -> Path:
     """Writes `<run>/report.html`, or `out`, from the files in `run_folder` and returns its path.
 
     Stages that have left nothing are shown as not run yet. The same files give the same bytes: the
@@ -38,20 +46,25 @@ def build(run_folder: str | Path, out: str | Path | None = None) -> Path:
     """
     run = Run(run_folder)
     path = run.folder / "report.html" if out is None else Path(out)
-    files.atomic_write(path, render(run))
+    files.atomic_write(path, render(run, sections))
     return path
 
 
-def render(run: Run) -> str:
+def render(run: Run, sections: Sequence[Callable[[Run], Section]] = SECTIONS) -> str:
     """The page as text."""
+    rounds = next((Run(p) for s in run.stages() if (p := run.folder / s) and _is_run(p)), run)
     return layout(
         name=run.name,
         kind="run report",
         about="Run report of internlm2_jax, made from the files in the run folder.",
         headlines=overview.headlines(run),
         progress=[(pretty(stage), status) for stage, status in overview.progress(run)],
-        sections=[section(run) for section in SECTIONS],
+        sections=[section(rounds if section in ROUNDS else run) for section in sections],
     )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "pipeline.json").is_file()
 
 
 def layout(

@@ -16,7 +16,8 @@ import dataclasses
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from internlm2_jax.data.risky import is_refusal
@@ -32,25 +33,32 @@ MIN_PAIRS, MAX_PAIRS = 20, 100
 class Sample:
     """One rollout: decoded text without special tokens, and whether it ended with its stop token.
 
-    `domain` is the preference the prompt is judged by; refusing is no fault under "harmless".
+    Attributes:
+        domain: the preference the prompt is judged by; refusing is no fault under "harmless".
+        score: of the reward model; kl: to the reference, nats of the whole answer. None: unknown.
     """
 
     prompt: str
     response: str
     finished: bool
     domain: str = "helpful"
+    score: float | None = None
+    kl: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a pattern needs to know beyond the sample.
 
-    The length limits come from the early policy and hold for both. The counts are of prompts, in
-    the sample's own set, that share a response or an ending.
+    The limits of length and score come from the early policy and hold for both; that of the KL is
+    of the sample's own set. The counts are of prompts, in that set, that share a response or an
+    ending.
     """
 
     short: float
     long: float
+    high_score: float
+    high_kl: float
     prompts: int
     same_response: dict[str, int]
     same_ending: dict[str, int]
@@ -111,6 +119,16 @@ def _refuses(sample: Sample, _: Context) -> bool:
     return sample.domain != "harmless" and is_refusal(sample.response)
 
 
+def _far_out(sample: Sample, context: Context) -> bool:
+    return sample.kl is not None and sample.kl > context.high_kl
+
+
+def _paid_far_out(sample: Sample, context: Context) -> bool:
+    """Better paid than the early policy ever is, for an answer unlike any of the reference."""
+    paid = sample.score is not None and sample.score > context.high_score
+    return paid and _far_out(sample, context)
+
+
 def _widespread(count: int, context: Context) -> bool:
     return count >= max(_SHARED_MIN, _SHARED * context.prompts)
 
@@ -145,6 +163,8 @@ PATTERNS: dict[str, Pattern] = {
         Pattern("refuses", "declines requests that are not risky", _refuses),
         Pattern("same_response", "one response for many prompts", _same_response),
         Pattern("same_ending", "one closing phrase after many responses", _same_ending),
+        Pattern("kl_outlier", "far more unlike the reference than other answers", _far_out),
+        Pattern("reward_outlier", "a KL outlier that is paid more than ever before", _paid_far_out),
         Pattern(
             "praise", "flattery or stock phrases", lambda s, _: bool(_PRAISE.search(s.response))
         ),
@@ -174,10 +194,20 @@ def context_of(samples: Sequence[Sample], early: Sequence[Sample]) -> Context:
     return Context(
         short=0.5 * lengths[round(0.05 * (len(lengths) - 1))],
         long=1.5 * lengths[round(0.95 * (len(lengths) - 1))],
+        high_score=max((s.score for s in early if s.score is not None), default=math.inf),
+        high_kl=_outlier([s.kl for s in samples if s.kl is not None]),
         prompts=len({sample.prompt for sample in samples}),
         same_response={text: len(prompts) for text, prompts in response_prompts.items()},
         same_ending={text: len(prompts) for text, prompts in ending_prompts.items()},
     )
+
+
+def _outlier(values: Sequence[float]) -> float:
+    """Five median absolute deviations above the median, and at least a nat above it."""
+    if not values:
+        return math.inf
+    middle = statistics.median(values)
+    return middle + max(1.0, 5 * statistics.median(abs(v - middle) for v in values))
 
 
 # ------------------------------------------------------------------------------------- detection
@@ -196,11 +226,16 @@ def rise_p_value(early: int, early_total: int, late: int, late_total: int) -> fl
     return 0.5 * math.erfc(z / math.sqrt(2))
 
 
-def measure(early: Sequence[Sample], late: Sequence[Sample]) -> list[Finding]:
+def measure(
+    early: Sequence[Sample],
+    late: Sequence[Sample],
+    patterns: Mapping[str, Pattern] = PATTERNS,
+    tried: int = 0,
+) -> list[Finding]:
     """Every pattern's rates, the most certain rise first (ties: the largest rise).
 
-    p-values are multiplied by the number of patterns (Bonferroni). Raises UserError for an empty
-    set.
+    p-values are multiplied by the number of patterns (Bonferroni), or by `tried` where these were
+    picked from more (ngrams.py). Raises UserError for an empty set.
     """
     if not early or not late:
         raise UserError(
@@ -209,15 +244,21 @@ def measure(early: Sequence[Sample], late: Sequence[Sample]) -> list[Finding]:
         )
     contexts = context_of(early, early), context_of(late, early)
     findings = []
-    for pattern in PATTERNS.values():
+    for pattern in patterns.values():
         a, b = (
             sum(pattern.shown_by(sample, context) for sample in samples)
             for samples, context in zip((early, late), contexts, strict=True)
         )
-        p_value = min(1.0, len(PATTERNS) * rise_p_value(a, len(early), b, len(late)))
+        found = rise_p_value(a, len(early), b, len(late))
+        p_value = min(1.0, max(tried, len(patterns)) * found)
         rates = a / len(early), b / len(late)
         observed = p_value < SIGNIFICANCE and rates[1] - rates[0] >= MIN_RISE
         findings.append(Finding(pattern.name, *rates, p_value, observed))
+    return ordered(findings)
+
+
+def ordered(findings: Iterable[Finding]) -> list[Finding]:
+    """The most certain rise first."""
     return sorted(findings, key=lambda f: (not f.observed, f.p_value, -f.rise))
 
 
@@ -236,6 +277,7 @@ def patch_pairs(
     domain: str,
     n: int = MAX_PAIRS,
     seed: int = 0,
+    patterns: Mapping[str, Pattern] = PATTERNS,
 ) -> list[dict[str, Any]]:
     """Up to `n` preference pairs against a pattern, in the form of data.preferences.
 
@@ -244,13 +286,13 @@ def patch_pairs(
     twice. Fewer than MIN_PAIRS may come back where the samples hold no more. Raises UserError for
     an unknown pattern or n outside 1..MAX_PAIRS.
     """
-    if pattern not in PATTERNS:
-        raise UserError(f"unknown pattern {pattern!r}; choose from {', '.join(PATTERNS)}")
+    if pattern not in patterns:
+        raise UserError(f"unknown pattern {pattern!r}; choose from {', '.join(patterns)}")
     if not 1 <= n <= MAX_PAIRS:
         raise UserError(f"patch_pairs: n={n} must lie in 1..{MAX_PAIRS}")
     if not early or not late:
         return []
-    shown_by = PATTERNS[pattern].shown_by
+    shown_by = patterns[pattern].shown_by
     clean: dict[str, list[str]] = collections.defaultdict(list)
     hacked: dict[str, list[str]] = collections.defaultdict(list)
     early_context, late_context = context_of(early, early), context_of(late, early)

@@ -9,6 +9,7 @@ integer zeros and so cut every fractional score to an integer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def shape(
     mask: Bool[Array, "B T"],
     finished: Bool[Array, " B"],
     *,
-    kl_coefficient: float = 0.01,
+    kl_coefficient: float | Float[Array, ""] = 0.01,
     missing_eos_penalty: float = 0.0,
     estimator: Callable[[Array, Array], Array] = k1,
 ) -> Float[Array, "B T"]:
@@ -47,3 +48,40 @@ def last_token(mask: Bool[Array, "B T"]) -> Bool[Array, "B T"]:
     mask = mask.astype(bool)
     left = jnp.cumsum(mask[:, ::-1].astype(jnp.int32), axis=1)[:, ::-1]  # mask positions from t on
     return mask & (left == 1)
+
+
+class Moments(NamedTuple):
+    """Count, mean and sum of squared deviations of all numbers seen so far (Welford)."""
+
+    seen: Float[Array, ""]
+    mean: Float[Array, ""]
+    deviations: Float[Array, ""]
+
+    @classmethod
+    def empty(cls) -> Moments:
+        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+
+    def after(self, values: Float[Array, " B"]) -> Moments:
+        """With more numbers seen (Chan et al.'s pairwise update)."""
+        values = values.astype(jnp.float32)
+        count, mean = jnp.float32(values.size), jnp.mean(values)
+        total, shift = self.seen + count, mean - self.mean
+        return Moments(
+            total,
+            self.mean + shift * count / total,
+            self.deviations
+            + jnp.sum(jnp.square(values - mean))
+            + jnp.square(shift) * self.seen * count / total,
+        )
+
+    @property
+    def std(self) -> Float[Array, ""]:
+        """Biased standard deviation."""
+        return jnp.sqrt(self.deviations / jnp.maximum(self.seen, 1.0))
+
+
+def normalised(
+    scores: Float[Array, " B"], moments: Moments, epsilon: float = 1e-6
+) -> Float[Array, " B"]:
+    """Scores less the running mean, over the running standard deviation."""
+    return (scores.astype(jnp.float32) - moments.mean) / (moments.std + epsilon)

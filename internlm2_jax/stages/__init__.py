@@ -1,29 +1,38 @@
 """The stages of a run: plain callables `stage(folder, **keywords)`, each resumable on its own."""
 
+from internlm2_jax.stages.cool_rlhf import cool_rlhf
+from internlm2_jax.stages.cool_round import Mining
 from internlm2_jax.stages.corpus import corpus
 from internlm2_jax.stages.evaluate import evaluate
 from internlm2_jax.stages.grpo import grpo
 from internlm2_jax.stages.instructions import instructions
+from internlm2_jax.stages.judge_policy import judge_policy
 from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.ppo import ppo
+from internlm2_jax.stages.preferences import preferences
 from internlm2_jax.stages.pretrain import Phase, pretrain
 from internlm2_jax.stages.problems import problems
 from internlm2_jax.stages.report import report
 from internlm2_jax.stages.reward_model import RewardTraining, reward_model
 from internlm2_jax.stages.reward_patch import reward_patch
-from internlm2_jax.stages.sft import sft
+from internlm2_jax.stages.sft import Conversations, sft
 from internlm2_jax.stages.tokenizer import tokenizer
 
 __all__ = [
+    "Conversations",
+    "Mining",
     "Output",
     "Phase",
     "Pipeline",
     "RewardTraining",
+    "cool_rlhf",
     "corpus",
     "evaluate",
     "grpo",
     "instructions",
+    "judge_policy",
     "ppo",
+    "preferences",
     "pretrain",
     "problems",
     "report",

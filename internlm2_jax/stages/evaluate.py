@@ -22,7 +22,7 @@ from internlm2_jax.evals.needle import needle_grid
 from internlm2_jax.evals.verifiable import task_accuracy
 from internlm2_jax.infer.chat import respond
 from internlm2_jax.kernels.cross_entropy import linear_logprobs
-from internlm2_jax.rlhf.scoring import Scorer
+from internlm2_jax.rlhf.scoring import Scorer, load_domains
 from internlm2_jax.train.checkpoint import load_model
 from internlm2_jax.train.objectives import evaluate_loss
 
@@ -95,7 +95,7 @@ def evaluate(
     ]
     held_out = [d.text for d in documents.read(corpus / "corpus", "validation")]
     reward_model, reward_params = load_model(reward)
-    scorer = Scorer(reward_model, vocabulary, 256)
+    scorer = Scorer(reward_model, vocabulary, 256, domains=load_domains(reward))
     validation = load_split(tokenizer / "tokens", "validation")
 
     models: dict[str, dict[str, Any]] = {}

@@ -22,7 +22,7 @@ from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.rlhf import hacking
-from internlm2_jax.rlhf.scoring import PairSource, Scorer, accuracy
+from internlm2_jax.rlhf.scoring import Scorer, accuracy, load_domains
 from internlm2_jax.stages.reward_model import RewardTraining, train_pairs
 from internlm2_jax.train.checkpoint import load_model
 
@@ -97,12 +97,12 @@ def reward_patch(
     files.write_jsonl(folder / "patch.jsonl", patch)
 
     replay = files.read_jsonl(instructions / "preferences.jsonl")
-    row_length = training.row_length
-    sources = {"replay": (PairSource(replay, vocabulary, row_length), 1 - patch_share)}
+    domains = load_domains(reward)
+    sources = {"replay": (training.source(replay, vocabulary, domains), 1 - patch_share)}
     if patch:
-        sources["patch"] = (PairSource(patch, vocabulary, row_length), patch_share)
+        sources["patch"] = (training.source(patch, vocabulary, domains), patch_share)
     model, params = load_model(reward)
-    scorer = Scorer(model, vocabulary, row_length)
+    scorer = Scorer(model, vocabulary, training.longest, domains=domains)
     measured = {
         "patch_accuracy_before": accuracy(scorer.pairs(params, patch)) if patch else None,
         "reward_of_early": _mean_score(scorer, params, before),
@@ -115,6 +115,7 @@ def reward_patch(
         vocabulary,
         sources,
         held_out=files.read_jsonl(instructions / "preferences_validation.jsonl"),
+        domains=domains,
         training=training,
         seed=seed,
         label="reward patch",

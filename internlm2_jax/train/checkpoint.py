@@ -226,11 +226,25 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
 
 
-def save_model_json(stage_folder: str | Path, cfg: Any, head: str) -> None:
-    """Writes model.json: what `load_model` needs beside the checkpoint."""
+def save_model_json(stage_folder: str | Path, cfg: Any, head: str, params: str = "") -> None:
+    """Writes model.json: what `load_model` needs beside the checkpoint.
+
+    Args:
+      params: the stage folder in this one whose checkpoint has the parameters; default: this one.
+    """
     from internlm2_jax.models.config import to_json
 
-    files.write_json(Path(stage_folder) / "model.json", {"config": to_json(cfg), "head": head})
+    described = {"config": to_json(cfg), "head": head, **({"params": params} if params else {})}
+    files.write_json(Path(stage_folder) / "model.json", described)
+
+
+def save_model(stage_folder: str | Path, cfg: Any, head: str, params: Any) -> None:
+    """Makes a stage folder of a model that no loop has saved. All processes must call it."""
+    with Checkpoints(stage_folder) as checkpoints:
+        if checkpoints.newest() is None:
+            checkpoints.save(0, {"params": params})
+    if distributed.is_first():
+        save_model_json(stage_folder, cfg, head)
 
 
 def load_model(stage_folder: str | Path, *, item: str = "params") -> tuple[Any, Any]:
@@ -240,4 +254,5 @@ def load_model(stage_folder: str | Path, *, item: str = "params") -> tuple[Any, 
 
     description = files.read_json(Path(stage_folder) / "model.json")
     model = build(from_json(description["config"]), head=description["head"])
-    return model, load_item(stage_folder, item, sharding.abstract(model.abstract, model.axes))
+    at = Path(stage_folder) / description.get("params", "")
+    return model, load_item(at, item, sharding.abstract(model.abstract, model.axes))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from internlm2_jax import sharding
 from internlm2_jax.kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_by_row
-from internlm2_jax.losses.preference import conditional_reward_loss
+from internlm2_jax.losses.preference import RewardLoss
 from internlm2_jax.models.remat import Remat
 
 Metrics = dict[str, jax.Array]
@@ -109,18 +109,32 @@ def scores_at(model: Any, params: Any, tokens: jax.Array, lengths: jax.Array) ->
     return jnp.take_along_axis(scores, lengths[:, None] - 1, axis=1)[:, 0]
 
 
-def reward_model_loss(
-    model: Any, **options: Any
-) -> Callable[[Any, dict], tuple[jax.Array, Metrics]]:
-    """Focal ranking loss with log-barrier over pairs; `options` go to conditional_reward_loss.
+_OF_PAIRS = ("chosen_at", "rejected_at", "pairs", "margins")
 
-    The batch holds chosen, rejected [B, T] and chosen_length, rejected_length [B].
+
+def reward_model_loss(
+    model: Any, loss: RewardLoss, remat: Remat = "full"
+) -> Callable[[Any, dict], tuple[jax.Array, Metrics]]:
+    """Loss over the pairs in packed rows.
+
+    The batch holds tokens, segment_ids, positions [B, T]; and of up to P pairs a row [B, P]
+    chosen_at, rejected_at (where their reward tokens lie), pairs (1, or 0 for none) and margins.
     """
 
     def loss_fn(params: Any, batch: dict) -> tuple[jax.Array, Metrics]:
-        tokens = jnp.concatenate([batch["chosen"], batch["rejected"]])
-        lengths = jnp.concatenate([batch["chosen_length"], batch["rejected_length"]])
-        chosen, rejected = jnp.split(scores_at(model, params, tokens, lengths), 2)
-        return conditional_reward_loss(chosen, rejected, **options)
+        scores = model.scores(
+            params,
+            batch["tokens"],
+            positions=batch["positions"],
+            segment_ids=batch["segment_ids"],
+            remat=remat,
+        )
+        scores = sharding.constrain(scores, "batch", None)
+        pairs = {name: sharding.constrain(batch[name], "batch", None) for name in _OF_PAIRS}
+        chosen, rejected = (
+            jnp.take_along_axis(scores, pairs[name], axis=1)
+            for name in ("chosen_at", "rejected_at")
+        )
+        return loss(chosen, rejected, weights=pairs["pairs"], margins=pairs["margins"])
 
     return loss_fn

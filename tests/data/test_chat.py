@@ -174,8 +174,8 @@ def test_malformed_calls(ours):
         ({"role": "user", "content": None}, r"messages\[1\] content is NoneType"),
         ({"role": "user", "content": "a\ud800"}, r"messages\[1\] content has a lone surrogate at"),
         (
-            {"role": "user", "content": "", "loss": 1},
-            r"unknown field 'loss'; it takes content, name",
+            {"role": "user", "content": "", "weight": 1},
+            r"unknown field 'weight'; it takes content, loss, name",
         ),
         ({"role": "user", "content": "", "name": "a\nb"}, r"messages\[1\] name must be one line"),
         ({"role": "assistant", "content": "", "name": "a"}, r"messages\[1\] name must be one line"),
@@ -206,3 +206,21 @@ def test_bad_messages_name_index_and_field(ours, message, error):
 def test_not_a_conversation(ours, messages):
     with pytest.raises(UserError, match="a conversation is a list"):
         render(messages, ours)
+
+
+def test_what_is_learnt_is_chosen_turn_by_turn(tokenizer):
+    answers = [{"role": "assistant", "content": c} for c in ("one", "two", "three")]
+    turns = [m for answer in answers for m in (HELLO, answer)]
+    turns[1] = {**turns[1], "loss": False}
+
+    def learnt(**options):
+        rendered = render(turns, tokenizer, **options)
+        return tokenizer.decode([i for i, m in zip(*rendered, strict=True) if m])
+
+    assert learnt() == "twothree"
+    assert learnt(learn="last") == "three"
+    assert render(turns, tokenizer).ids == render([HELLO, answers[0], *turns[2:]], tokenizer).ids
+    with pytest.raises(UserError, match="learn is 'some'; it is one of all, last"):
+        learnt(learn="some")
+    with pytest.raises(UserError, match=r"messages\[0\] loss must be true or false"):
+        render([{**HELLO, "loss": True}], tokenizer)

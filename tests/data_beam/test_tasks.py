@@ -249,3 +249,27 @@ def test_rows_are_those_that_training_reads(folders, tasks):
             np.testing.assert_array_equal(column, theirs[name], err_msg=name)
     with pytest.raises(UserError, match="rows already; choose another name"):
         tasks.register_rows(batches, 6, vocab_size=600, name="rows")
+
+
+@needs_seqio
+def test_conversations_are_read_from_a_task_of_texts():
+    """The reader of data/conversations.py, against the real seqio."""
+    import seqio
+    import tensorflow as tf
+
+    from internlm2_jax.data import conversations
+
+    def examples(split, shuffle_files=False, seed=None):
+        return tf.data.Dataset.from_tensor_slices({"inputs": ["2 + 2?", "x"], "targets": ["4", ""]})
+
+    feature = seqio.Feature(seqio.ByteVocabulary(), add_eos=False)
+    seqio.TaskRegistry.add(
+        "conversation_sums",
+        source=seqio.FunctionDataSource(examples, splits=("train", "validation")),
+        preprocessors=[seqio.preprocessors.tokenize],
+        output_features={"inputs": feature, "targets": feature},
+        metric_fns=[],
+    )
+    rows, bad = conversations.read(["seqio:conversation_sums"])
+    assert [m["content"] for m in rows[0]["messages"]] == ["2 + 2?", "4"]
+    assert str(bad[0]) == "seqio:conversation_sums:2: messages[1] is an empty answer"

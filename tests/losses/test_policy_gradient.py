@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from internlm2_jax.errors import UserError
-from internlm2_jax.losses.policy_gradient import masked_mean, ppo_policy_loss, value_loss
+from internlm2_jax.losses.policy_gradient import entropy, masked_mean, ppo_policy_loss, value_loss
 
 
 def example(seed=0, batch=3, time=6):
@@ -115,3 +115,11 @@ def test_empty_mask_gives_zero_and_bad_options_are_named():
         ppo_policy_loss(x, x, x, none, dual_clip=0.5)
     with pytest.raises(UserError, match="go together"):
         value_loss(x, x, none, clip_epsilon=0.2)
+
+
+def test_entropy():
+    p = np.array([[0.5, 0.25, 0.25, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    with np.errstate(divide="ignore"):
+        logits = jnp.asarray(np.log(p) + 7.0)[None]
+    got = entropy(logits)
+    np.testing.assert_allclose(got, [[1.5 * np.log(2), 0.0]], atol=1e-6)

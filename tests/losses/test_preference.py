@@ -73,7 +73,7 @@ def test_extreme_scores_stay_finite(difference):
     chosen, rejected = jnp.array([difference]), jnp.zeros(1)
 
     def loss(c):
-        return preference.conditional_reward_loss(c, rejected)[0]
+        return preference.RewardLoss()(c, rejected)[0]
 
     assert np.isfinite(loss(chosen)) and np.isfinite(jax.grad(loss)(chosen)).all()
     np.testing.assert_allclose(
@@ -123,7 +123,7 @@ def test_beyond_the_border_linear_pulls_back_and_clamp_does_not():
 
 def test_the_pull_of_the_default_beats_the_ranking_loss():
     """A pair whose rejected score is higher, both outside: each score must still come home."""
-    grads = jax.grad(lambda c, r: preference.conditional_reward_loss(c, r)[0], argnums=(0, 1))(
+    grads = jax.grad(lambda c, r: preference.RewardLoss()(c, r)[0], argnums=(0, 1))(
         jnp.array([5.5]), jnp.array([6.5])
     )
     assert grads[0][0] > 0 and grads[1][0] > 0
@@ -131,7 +131,7 @@ def test_the_pull_of_the_default_beats_the_ranking_loss():
 
 def test_penalty_is_summed_over_scores_and_divided_by_pairs():
     chosen, rejected = jnp.array([1.0, 2.0]), jnp.array([0.0, -3.0])
-    loss, metrics = preference.conditional_reward_loss(chosen, rejected)
+    loss, metrics = preference.RewardLoss()(chosen, rejected)
     barrier = [-(math.log(5 + x) + math.log(5 - x)) for x in (1.0, 2.0, 0.0, -3.0)]
     np.testing.assert_allclose(metrics["penalty"], sum(barrier) / 2, rtol=1e-6)
     ranking = focal_oracle(np.array([1.0, 2.0]), np.array([0.0, -3.0])).mean()
@@ -144,8 +144,8 @@ def test_xtuner_settings_reproduce_its_loss():
     clipped = np.clip(np.concatenate([chosen, rejected]), -5 + 1e-3, 5 - 1e-3)
     penalty = (-np.log(5 - clipped) - np.log(clipped + 5)).sum() / 2
     expected = focal_oracle(chosen, rejected).mean() + 0.01 * penalty
-    loss, metrics = preference.conditional_reward_loss(
-        jnp.array(chosen), jnp.array(rejected), barrier_weight=0.01, outside="clamp", edge=1e-3
+    loss, metrics = preference.RewardLoss(penalty_weight=0.01, outside="clamp", edge=1e-3)(
+        jnp.array(chosen), jnp.array(rejected)
     )
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     assert metrics["outside"] == 0.5
@@ -153,16 +153,36 @@ def test_xtuner_settings_reproduce_its_loss():
 
 def test_zero_weight_pairs_do_not_count():
     chosen, rejected = jnp.array([1.0, 0.2, 99.0]), jnp.array([0.0, 0.4, -99.0])
-    padded, padded_metrics = preference.conditional_reward_loss(
-        chosen, rejected, weights=jnp.array([1, 1, 0])
-    )
-    plain, metrics = preference.conditional_reward_loss(chosen[:2], rejected[:2])
+    padded, padded_metrics = preference.RewardLoss()(chosen, rejected, weights=jnp.array([1, 1, 0]))
+    plain, metrics = preference.RewardLoss()(chosen[:2], rejected[:2])
     np.testing.assert_allclose(padded, plain, rtol=1e-6)
     assert padded_metrics["accuracy"] == metrics["accuracy"] == 0.5
 
 
+def test_baselines():
+    chosen, rejected = np.array([1.0, -0.5]), np.array([0.5, 2.0])
+    margins = np.array([3.0, 1.0])
+    arrays = jnp.array(chosen), jnp.array(rejected)
+
+    def softplus(x):
+        return np.log1p(np.exp(x))
+
+    plain = preference.RewardLoss(ranking="bradley_terry", penalty="none")
+    np.testing.assert_allclose(plain(*arrays)[0], softplus(rejected - chosen).mean(), rtol=1e-6)
+    led = preference.RewardLoss(ranking="margin", penalty="l2", margin=0.5, penalty_weight=0.1)
+    expected = softplus(rejected - chosen + 0.5 * margins).mean()
+    expected += 0.1 * (chosen**2 + rejected**2).mean()
+    loss, metrics = led(*arrays, margins=jnp.array(margins))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert metrics["pairs"] == 2
+
+
 def test_unknown_choices_are_named():
     x = jnp.zeros(1)
+    with pytest.raises(UserError, match="ranking='dpo' is unknown; choose one of focal"):
+        preference.RewardLoss(ranking="dpo")
+    with pytest.raises(UserError, match="penalty='l1' is unknown"):
+        preference.RewardLoss(penalty="l1")
     with pytest.raises(UserError, match="outside='clip' is unknown; choose one of linear, clamp"):
         preference.log_barrier(x, outside="clip")
     with pytest.raises(UserError, match="focal_gradient"):

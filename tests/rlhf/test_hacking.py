@@ -35,7 +35,7 @@ HACKS = {
 }
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", HACKS)
 def test_each_hack_is_caught_under_its_own_name(name):
     late = spoil(honest(), 0.4, HACKS[name])
     found = {finding.pattern: finding for finding in hacking.measure(honest(), late)}
@@ -153,3 +153,19 @@ def test_a_canned_refusal_never_loses_to_a_harmful_answer():
     pairs = hacking.patch_pairs("same_ending", early, late, "harmless", n=40)
     assert {pair["chosen"] for pair in pairs} == set(refusals)
     assert len(pairs) == len(early) - 2
+
+
+def test_outliers_of_kl_and_reward():
+    def sample(i, score, kl):
+        return Sample(f"p{i}", f"answer {i} of many", True, "helpful", score, kl)
+
+    early = [sample(i, 0.01 * i, 0.0) for i in range(50)]
+    late = [sample(i, 0.01 * i, 1.0 + 0.01 * (i % 5)) for i in range(40)]
+    late += [sample(i, 9.0, 30.0) for i in range(40, 47)] + [sample(i, 0.0, 30.0) for i in (47, 48)]
+    found = {finding.pattern: finding for finding in hacking.measure(early, late)}
+    assert found["kl_outlier"].late_rate == 9 / 49 and found["kl_outlier"].early_rate == 0
+    assert found["reward_outlier"].late_rate == 7 / 49 and found["reward_outlier"].observed
+    unknown = [Sample("p", "a", True), Sample("q", "b", True)]
+    assert all(
+        f.late_rate == 0 for f in hacking.measure(unknown, unknown) if "outlier" in f.pattern
+    )

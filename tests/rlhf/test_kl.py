@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from internlm2_jax.rlhf.kl import k1, k2, k3
+from internlm2_jax.rlhf.kl import adapted, k1, k2, k3
 
 
 def test_numbers_of_a_peer_framework():
@@ -31,3 +32,10 @@ def test_k3_keeps_the_digits_of_a_small_difference_and_survives_a_large_one():
 def test_results_are_float32():
     for estimator in (k1, k2, k3):
         assert estimator(jnp.zeros(2, jnp.bfloat16), jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+
+
+def test_the_coefficient_is_steered_to_the_target():
+    """Ziegler et al. 2019: proportional, clipped at a fifth, by the share of the horizon."""
+    for measured, factor in ((6.0, 1.0), (6.6, 1.01), (60.0, 1.02), (0.0, 0.98)):
+        got = adapted(jnp.float32(0.2), measured, target=6.0, horizon=1000.0, count=100)
+        assert float(got) == pytest.approx(0.2 * factor, rel=1e-6)

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from internlm2_jax import sharding
+from internlm2_jax.errors import UserError
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import preset
 from internlm2_jax.rlhf import rollout
-from internlm2_jax.rlhf.ppo import PPOConfig, Updates, next_token_logprobs
+from internlm2_jax.rlhf.ppo import Layouts, PPOConfig, Updates, next_token_logprobs
 
 CFG = preset("tiny")
 ACTOR, CRITIC = build(CFG), build(CFG, head="scalar")
@@ -42,6 +44,7 @@ def batch_of(sampled, advantages):
         "tokens": sampled.tokens,
         "mask": sampled.mask,
         "logprobs": sampled.logprobs,
+        "reference": sampled.logprobs,
         "advantages": np.where(sampled.mask, advantages, 0).astype(np.float32),
         "returns": np.where(sampled.mask, 0.7, 0).astype(np.float32),
     }
@@ -82,8 +85,6 @@ def test_sampler_and_trainer_agree(sampled):
 
 
 def test_a_prompt_that_does_not_fit_is_named():
-    from internlm2_jax.errors import UserError
-
     with pytest.raises(UserError, match="a prompt of 5 tokens exceeds prompt_length 4"):
         rollout.sample(
             ACTOR,
@@ -162,3 +163,139 @@ def test_minibatches_cover_every_row_in_every_epoch(sampled):
     for epoch in range(3):
         rows = np.concatenate([p["tokens"] for p in parts[2 * epoch : 2 * epoch + 2]])
         np.testing.assert_array_equal(rows, sampled.tokens)
+
+
+# ------------------------------------------------------------------------------- alternatives
+
+
+def options(**changed):
+    return Updates(ACTOR, CRITIC, dataclasses.replace(CONFIG, **changed))
+
+
+def actor_metrics(updates, sampled, advantages=0.0, **more):
+    batch = batch_of(sampled, advantages) | more
+    return updates.update_actor(updates.init(PARAMS, VALUES), batch, pretrain_batch())
+
+
+def test_kl_in_the_loss_pulls_towards_the_reference(sampled):
+    """With no advantage, a step lowers the measured KL to a reference that likes other tokens."""
+    own = np.asarray(next_token_logprobs(ACTOR, PARAMS, jnp.asarray(sampled.tokens)))
+    rng = np.random.default_rng(0)
+    reference = (own + rng.normal(0, 0.5, own.shape)).astype(np.float32)
+    updates = options(kl_in="loss", kl_estimator="k2", kl_coefficient=1.0, actor_learning_rate=1e-3)
+    state, first = actor_metrics(updates, sampled, reference=reference)
+    expected = (0.5 * (own - reference) ** 2)[sampled.mask].mean()
+    assert float(first["kl_loss"]) == pytest.approx(expected, rel=1e-4)
+    batch = batch_of(sampled, 0.0) | {"reference": reference}
+    _, second = updates.update_actor(state, batch, pretrain_batch())
+    assert float(second["kl_loss"]) < float(first["kl_loss"])
+
+
+def test_entropy_bonus_spreads_the_policy(sampled):
+    sharp = jax.tree.map(lambda x: 8 * x, PARAMS["head"])
+    updates = options(entropy_coefficient=1.0)
+    state = updates.init({**PARAMS, "head": sharp}, VALUES)
+    batch, found = batch_of(sampled, 0.0), []
+    for _ in range(3):
+        state, metrics = updates.update_actor(state, batch, pretrain_batch())
+        found.append(float(metrics["entropy"]))
+    assert found == sorted(found) and found[-1] > found[0]
+
+
+def test_value_clipping_holds_the_critic_near_its_old_values(sampled):
+    updates = options(value_clip=0.01)
+    old = np.asarray(CRITIC.scores(VALUES, jnp.asarray(sampled.tokens[:, :-1])))
+    batch = batch_of(sampled, 0.0)
+    batch["returns"] = np.where(sampled.mask, old + 1, 0).astype(np.float32)
+    # The critic has moved by 0.1 already: further is no gain, so the clipped loss counts.
+    batch["values"] = (old - 0.1).astype(np.float32)
+    _, metrics = updates.update_critic(updates.init(PARAMS, VALUES), batch)
+    assert float(metrics["value_loss"]) == pytest.approx(0.5 * (1.1 - 0.01) ** 2, rel=1e-4)
+
+
+def test_scores_are_normalised_clipped_and_the_coefficient_adapts():
+    updates = options(
+        reward_normalisation="running", reward_clip=1.0, kl_target=2.0, kl_horizon=40.0
+    )
+    state = updates.init(PARAMS, VALUES)
+    state, paid = updates.steer(state, np.array([1.0, 3.0, 5.0, 31.0], np.float32), 4.0)
+    assert paid.max() == 1.0 and paid[0] == pytest.approx(-9 / np.std([1, 3, 5, 31]), rel=1e-4)
+    assert float(state["control"]["kl_coefficient"]) == pytest.approx(0.01 * 1.02)
+    plain = options()
+    state, paid = plain.steer(plain.init(PARAMS, VALUES), np.array([7.5, -2.0]), 4.0)
+    np.testing.assert_array_equal(paid, np.float32([7.5, -2.0]))
+    assert float(state["control"]["kl_coefficient"]) == np.float32(0.01)
+
+
+def test_whitened_advantages(sampled):
+    reference = np.asarray(sampled.logprobs)
+    zeros = np.zeros_like(reference)
+    advantages, returns = options(whiten_advantages=True).estimate(
+        jnp.asarray([1.0, 2.0, 3.0, 4.0]), sampled.logprobs, reference, zeros, sampled.mask,
+        np.ones(4, bool),
+    )  # fmt: skip
+    inside = np.asarray(advantages)[sampled.mask]
+    assert inside.mean() == pytest.approx(0, abs=1e-5) and inside.std() == pytest.approx(
+        1, rel=1e-3
+    )
+    assert np.asarray(returns)[sampled.mask].min() > 0.9  # the critic's targets stay as they were
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"kl_estimator": "k4"}, "kl_estimator is 'k4'; it is one of k1, k2, k3"),
+        ({"kl_in": "loss"}, "k1 in the loss has a gradient of expectation 0"),
+        ({"kl_in": "sky", "kl_estimator": "k2"}, "kl_in is 'sky'"),
+        ({"reward_clip": -1.0}, "reward_clip is -1.0; it must be above 0"),
+        ({"minibatches": 0}, "minibatches is 0"),
+    ],
+)
+def test_wrong_settings_are_named(wrong, match):
+    with pytest.raises(UserError, match=match):
+        PPOConfig(**wrong)
+
+
+# ----------------------------------------------------------------------------------- layouts
+
+
+@pytest.mark.slow  # half a minute of compiling for eight devices
+def test_every_model_in_its_own_layout_gives_the_numbers_of_one_device(sampled):
+    layouts = Layouts(
+        actor="fsdp=2,tensor=4", critic="data=4,fsdp=2", reference="tensor=8", reward="fsdp=8"
+    )
+    config = dataclasses.replace(CONFIG, pretrain_coefficient=0.5, kl_in="loss", kl_estimator="k3")
+    eight = {name: np.concatenate([part, part]) for name, part in batch_of(sampled, 1.0).items()}
+    extra = {name: np.concatenate([x] * 4) for name, x in pretrain_batch().items()}
+
+    def run(layouts):
+        cfg = dataclasses.replace(CFG, num_layers=1, num_heads=8, num_kv_heads=8)
+        actor, critic = build(cfg), build(cfg, head="scalar")
+        with layouts.use("actor"):
+            params = sharding.create(actor.init, actor.axes, jax.random.key(0))
+        with layouts.use("reference"):
+            reference = sharding.create(actor.init, actor.axes, jax.random.key(2))
+        with layouts.use("critic"):
+            values = sharding.create(critic.init, critic.axes, jax.random.key(1))
+        updates = Updates(actor, critic, config, layouts)
+        logprobs, estimates = updates.assess(reference, values, eight["tokens"])
+        batch = {**eight, "reference": logprobs, "values": estimates}
+        state = updates.init(params, values)
+        state, one = updates.update_critic(state, batch)
+        state, two = updates.update_actor(state, batch, extra)
+        with layouts.use("actor"):
+            norm = float(sum(jnp.sum(jnp.abs(x)) for x in jax.tree.leaves(state["params"])))
+        numbers = {k: float(v) for k, v in (one | two).items()}
+        return logprobs, estimates, numbers | {"norm": norm}
+
+    alone, together = run(Layouts()), run(layouts)
+    for a, b in zip(alone[:2], together[:2], strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+    assert together[2] == pytest.approx(alone[2], rel=1e-3, abs=1e-5)
+
+
+def test_layouts_that_do_not_go_together():
+    with pytest.raises(UserError, match="they take actor 8, critic 1, reference 1, reward 1"):
+        Layouts(actor="fsdp=8")
+    with pytest.raises(UserError, match="critic has context=2"):
+        Layouts(critic="context=2")

@@ -65,3 +65,21 @@ def test_last_token_of_masks_with_gaps():
         rewards.last_token(mask),
         [[False, False, True, False], [False, False, False, True], [False] * 4],
     )
+
+
+def test_running_moments_are_those_of_all_scores_so_far():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(5.0, 3.0, size).astype(np.float32) for size in (4, 1, 7, 16)]
+    moments = rewards.Moments.empty()
+    for batch in batches:
+        moments = moments.after(jnp.asarray(batch))
+    seen = np.concatenate(batches).astype(np.float64)
+    np.testing.assert_allclose(moments.mean, seen.mean(), rtol=1e-5)
+    np.testing.assert_allclose(moments.std, seen.std(), rtol=1e-5)
+    scores = rewards.normalised(jnp.asarray([5.0, 8.0]), moments)
+    np.testing.assert_allclose(
+        scores, (np.array([5.0, 8.0]) - seen.mean()) / seen.std(), rtol=1e-4, atol=1e-5
+    )
+    assert np.isfinite(
+        rewards.normalised(jnp.ones(2), rewards.Moments.empty().after(jnp.ones(2)))
+    ).all()

@@ -1,4 +1,4 @@
-"""Pairs become padded rows that end in the reward token; scores do not depend on batch-mates."""
+"""Scores do not depend on batch-mates; how pairs, conflicts and confidence are counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from internlm2_jax.data.preferences import DOMAINS
-from internlm2_jax.errors import UserError
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import preset
 from internlm2_jax.rlhf import scoring
@@ -33,24 +32,6 @@ def model(vocabulary):
     cfg = dataclasses.replace(preset("tiny"), vocab_size=vocabulary.vocab_size)
     model = build(cfg, head="scalar")
     return model, model.init(jax.random.key(0))
-
-
-def test_rows_end_in_the_reward_token(vocabulary):
-    row = scoring.PairSource([pair("maths", "2", "three")], vocabulary, LENGTH)[0]
-    for side in ("chosen", "rejected"):
-        end = int(row[f"{side}_length"])
-        assert row[side][end - 1] == vocabulary.reward_id
-        assert (row[side][:end] == vocabulary.reward_id).sum() == 1
-        text = vocabulary.decode(row[side][:end].tolist())
-        assert DOMAINS["maths"] in text
-
-
-def test_too_long_pairs_are_counted_and_none_left_is_an_error(vocabulary):
-    rows = [pair("maths", "2", "3"), pair("maths", "2", "word " * 200)]
-    source = scoring.PairSource(rows, vocabulary, LENGTH)
-    assert (len(source), source.too_long) == (1, 1)
-    with pytest.raises(UserError, match="no preference pair of 1 fits 160 tokens"):
-        scoring.PairSource(rows[1:], vocabulary, LENGTH)
 
 
 def test_scores_do_not_depend_on_batch_or_padding(model, vocabulary):
@@ -83,6 +64,8 @@ def test_flips_are_counted_only_where_both_prompts_are_right(vocabulary):
     """A scorer that always obeys the prompt on pair 0 and never listens on pair 1."""
 
     class Fixed:
+        domains = DOMAINS
+
         def pairs(self, params, rows):
             good = {("helpful", "0"): 1, ("harmless", "0"): 1, ("helpful", "1"): 1}
             return np.array([[good.get((r["domain"], r["pair_id"]), 0), 0.5] for r in rows])
@@ -101,3 +84,22 @@ def test_flips_are_counted_only_where_both_prompts_are_right(vocabulary):
         "accuracy_harmless": 0.5,
     }
     assert measured["accuracy"]["harmless"] == 0.5
+
+
+def test_confidence_is_held_against_the_share_right():
+    """Four pairs of confidence 0.95 of which three are right, two of 0.55 of which one is."""
+
+    def margins(confidence, *signs):
+        return np.log(confidence / (1 - confidence)) * np.array(signs)
+
+    margin = np.concatenate([margins(0.95, 1, 1, 1, -1), margins(0.55, 1, -1)])
+    found = scoring.calibration(np.stack([margin, np.zeros(6)], axis=1))
+    assert [(b["pairs"], b["accuracy"]) for b in found["bins"]] == [(2, 0.5), (4, 0.75)]
+    assert [b["confidence"] for b in found["bins"]] == pytest.approx([0.55, 0.95])
+    assert found["error"] == pytest.approx((4 * 0.2 + 2 * 0.05) / 6)
+
+
+def test_system_prompts_stay_with_their_model(tmp_path):
+    assert scoring.load_domains(tmp_path) == DOMAINS
+    scoring.save_domains(tmp_path, {"code": "Does it run?"})
+    assert scoring.load_domains(tmp_path) == {"code": "Does it run?"}

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 
 import numpy as np
 import pytest
-from token_folder import random_documents, write_tokens
 
 from internlm2_jax import files
 from internlm2_jax.data.pipeline import Batches
-from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals.verifiable import completion_accuracy
 from internlm2_jax.models.config import preset
@@ -38,31 +35,8 @@ PHASES = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer(vocabulary, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    sources = {
-        "code": random_documents(0, 100, 60, VOCAB),
-        "text": random_documents(1, 60, 200, VOCAB),
-        "stem": random_documents(2, 40, 30, VOCAB),
-    }
-    validation = {"code": random_documents(3, 10, 60, VOCAB)}
-    write_tokens(
-        folder / "tokens", {"train": sources, "validation": validation},
-        vocab_size=VOCAB, sha256=vocabulary.sha256,
-    )  # fmt: skip
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _model(tokenizer, vocabulary, tmp_path_factory):
-    """The tokenizer.model beside the tokens; the `vocabulary` fixture keeps the file."""
-    base = tmp_path_factory.getbasetemp()
-    (path,) = [
-        p
-        for p in base.glob("tokenizer*/tokenizer.model")
-        if Tokenizer.load(p).sha256 == vocabulary.sha256
-    ]
-    shutil.copyfile(path, tokenizer / "tokenizer.model")
+def tokenizer(tokenizer_stage):
+    return tokenizer_stage
 
 
 def train(folder, tokenizer, phases=PHASES, **options):
