@@ -3,8 +3,8 @@
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
 Expect  : on two busy CPU cores (seed 0): fine-tuning leaves 43% of sampled answers right, 100
-          iterations of GRPO make that 60% (means of the first and the last ten), steadily; 13 held-out
-          sums are too few to say anything; no infrastructure error; 1.5 s an iteration.
+          iterations of GRPO make that 60% (means of the first and the last ten), steadily; 13
+          held-out sums are too few to say anything; no infrastructure error; 1.5 s an iteration.
 Run     : internlm2 run experiments/rlhf/grpo_arithmetic.py       (the same again resumes or skips)
 """
 
