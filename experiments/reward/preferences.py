@@ -3,7 +3,7 @@
 Needs   : hh_rlhf, llmbar and pandalm in a folder: --set data=DIR (docs/alignment.md says what of
           them); the model is pre-trained on the machine's own texts first
 Mesh    : one CPU device
-Expect  : see docs/alignment.md
+Expect  : chance on public pairs at this size (docs/alignment.md); a larger model has not been tried
 Run     : internlm2 run experiments/reward/preferences.py --set data=../shared/data
           internlm2 run experiments/reward/preferences.py --set data=../shared/data \\
               --sweep condition=domains,none --sweep ranking=focal,bradley_terry --seeds 3
