@@ -1,0 +1,332 @@
+"""Runs a suite on a model: items in, a line of results an item, totals at the end.
+
+Every finished item is a line of `items.jsonl` at once. A killed evaluation goes on with the items
+that have no line and ends in the same totals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from internlm2_jax import files
+from internlm2_jax.errors import UserError
+from internlm2_jax.evals import formats, prompts, rows, totals
+from internlm2_jax.evals.formats import LETTERS, Item
+from internlm2_jax.evals.measures import MEASURES, Mark
+from internlm2_jax.evals.subject import Subject
+from internlm2_jax.evals.suites import Data, Suite
+from internlm2_jax.infer.sampling import Sampling
+from internlm2_jax.progress import Progress
+
+TOGETHER = 16  # answers that are graded together
+ITEMS, TOTALS, SETTINGS = "items.jsonl", "totals.json", "settings.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """Items of a suite, those that examples are taken from by group, and a hash of all."""
+
+    items: list[Item]
+    pool: dict[str, list[Item]]
+    fingerprint: str
+
+
+def load(
+    suite: Suite, folder: Path | None, tokenizer: Any = None, limit: int | None = None
+) -> Loaded:
+    """Reads a suite's items. Errors: UserError for files that are not there or are bad.
+
+    limit: so many items, evenly spread over all.
+    """
+    if suite.format == "ruler":
+        from internlm2_jax.evals import ruler
+
+        items, pool = ruler.items(suite.options, tokenizer), []
+    else:
+        if folder is None:
+            raise UserError(f"suite {suite.name} reads files: give its folder with --data")
+        data = layout(suite, folder)
+        items = _of(suite, folder, data, data.files, data.only)
+        pool = _of(suite, folder, data, data.shots, data.shots_only) if suite.shots else []
+    if not items:
+        raise UserError(f"suite {suite.name} has no item in {folder}")
+    if limit is not None and limit < len(items):
+        items = [items[i * len(items) // limit] for i in range(limit)]
+    by_group: dict[str, list[Item]] = {}
+    for item in pool:
+        by_group.setdefault(item.group, []).append(item)
+    everything = [dataclasses.astuple(dataclasses.replace(i, where="")) for i in (*items, *pool)]
+    return Loaded(items, by_group, files.fingerprint(everything))
+
+
+def layout(suite: Suite, folder: Path) -> Data:
+    """The suite's layout that the folder has."""
+    for data in suite.data:
+        if rows.found(folder, data.files):
+            if suite.shots and not data.shots:
+                raise UserError(
+                    f"suite {suite.name}: {data.files} has no files for examples; use --shots 0"
+                )
+            if suite.shots and not rows.found(folder, data.shots):
+                raise UserError(
+                    f"suite {suite.name}: {suite.shots} examples are asked for and there is no "
+                    f"{folder / data.shots}; use --shots 0"
+                )
+            return data
+    wanted = " nor ".join(str(folder / data.files) for data in suite.data)
+    raise UserError(f"suite {suite.name}: there is no {wanted}; check --data")
+
+
+def _of(
+    suite: Suite, folder: Path, data: Data, pattern: str, only: Mapping[str, Any]
+) -> list[Item]:
+    return formats.load(
+        folder, pattern, suite.format,
+        fields=data.fields, columns=data.columns, records=data.records, only=only,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ one evaluation
+
+
+def evaluate(
+    subject: Subject,
+    suite: Suite,
+    loaded: Loaded,
+    out: Path,
+    *,
+    seed: int = 0,
+    shot_seed: int | None = None,
+    name: str = "",
+    redo: bool = False,
+    silent: bool = False,
+) -> dict[str, Any]:
+    """Measures `subject` into the folder `out` and gives the totals (totals.py).
+
+    name: of the model, in the totals.
+    Errors: UserError when `out` holds an evaluation with other settings, weights or data.
+    """
+    settings = {
+        "suite": dataclasses.asdict(suite), "seed": seed, "shot_seed": shot_seed,
+        "data": loaded.fingerprint, "model": fingerprint(subject), "max_length": subject.max_length,
+        "items": len(loaded.items),
+    }  # fmt: skip
+    _claim(out, settings, redo)
+    asked = {item.id: item for item in loaded.items}
+    done = {r["id"]: r for r in _kept(out / ITEMS) if r["id"] in asked}
+    left = [item for item in loaded.items if item.id not in done]
+    if left:
+        asking = _Asking(subject, suite, loaded, seed, shot_seed)
+        with (
+            Progress(suite.name, len(asked), "item", len(done), silent) as progress,
+            files.explain_disk_errors(out / ITEMS),
+            open(out / ITEMS, "ab") as lines,
+        ):
+            for result in asking.results(left):
+                lines.write(files.json_bytes(result) + b"\n")
+                lines.flush()
+                done[result["id"]] = result
+                progress.update(1)
+    ordered = [done[item.id] for item in loaded.items]
+    files.write_jsonl(out / ITEMS, ordered)
+    found = totals.totals(suite, ordered, model=name, settings=settings)
+    files.write_json(out / TOTALS, found)
+    return found
+
+
+def _claim(out: Path, settings: dict[str, Any], redo: bool) -> None:
+    """Makes the folder this evaluation's, or finds that it is."""
+    plain = json.loads(files.json_bytes(settings))
+    if (out / SETTINGS).exists() and not redo:
+        old = files.read_json(out / SETTINGS)
+        if old != plain:
+            differ = [k for k in plain if old.get(k) != plain[k]]
+            if differ == ["suite"]:
+                differ = [k for k in plain["suite"] if old["suite"].get(k) != plain["suite"][k]]
+            raise UserError(
+                f"{out} has results with another {', '.join(differ)}; give another --out, or --redo"
+            )
+        return
+    for name in (ITEMS, TOTALS):
+        (out / name).unlink(missing_ok=True)
+    files.write_json(out / SETTINGS, plain)
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a file whose last one may be cut; what is cut is taken away."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        files.atomic_write(path, whole)
+    return [files.parse_json(line, f"{path}:{n}") for n, line in enumerate(whole.splitlines(), 1)]
+
+
+def fingerprint(subject: Subject) -> str:
+    """Of the weights, by 4096 numbers of each array; of the shape; of the tokenizer's size."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(subject.params):
+        flat = leaf.reshape(-1)
+        some = np.asarray(flat[:: max(1, flat.size // 4096)], np.float32)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode() + some.tobytes())
+    digest.update(f"{subject.model.cfg} {subject.tokenizer.vocab_size}".encode())
+    return digest.hexdigest()
+
+
+class _Asking:
+    """One suite on one model."""
+
+    def __init__(
+        self, subject: Subject, suite: Suite, loaded: Loaded, seed: int, shot_seed: int | None
+    ) -> None:
+        self._subject, self._suite, self._loaded = subject, suite, loaded
+        self._seed, self._shot_seed = seed, shot_seed
+        self._numbers = {item.id: n for n, item in enumerate(loaded.items)}
+
+    def results(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        """A record of each item, in the order in which they end."""
+        if self._suite.method == "session":
+            from internlm2_jax.evals import session
+
+            yield from session.results(self._subject, self._suite, items, self._seed)
+        elif self._suite.method == "likelihood":
+            yield from self._by_likelihood(items)
+        else:
+            yield from self._by_generation(items)
+
+    def _prompt(self, item: Item, room: int) -> tuple[list[int], str, bool]:
+        """Ids, what they say, and whether the middle or the left had to go."""
+        suite = self._suite.of_group(item.group)
+        shots = prompts.examples_for(suite, item, self._loaded.pool, self._shot_seed)
+        turns = prompts.messages(suite, item, shots)
+        if suite.chat:
+            ids, text = self._subject.encode_chat(turns), "\n\n".join(t["content"] for t in turns)
+        else:
+            text = prompts.plain(suite, turns)
+            ids = self._subject.encode(text)
+        ids, cut = self._subject.cut(ids, room, suite.cut)
+        return ids, text, cut
+
+    # -------------------------------------------------------------------- likelihood
+    def _by_likelihood(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        asked, kept = [], []
+        for item in items:
+            suite = self._suite.of_group(item.group)
+            for turned in (item, _swapped(item)) if suite.measure == "judge" else (item,):
+                texts = _labels(suite, turned)
+                tails = [self._subject.tokenizer.encode(text) for text in texts]
+                ids, text, cut = self._prompt(turned, max(map(len, tails)))
+                asked.append((ids, tails))
+                kept.append((item, text, cut, [len(t.encode()) for t in texts]))
+        halves: dict[str, dict[int, Any]] = {}
+        for n, found in self._subject.likelihoods(asked):
+            item, text, cut, sizes = kept[n]
+            suite = self._suite.of_group(item.group)
+            logprobs = [likely.logprob for likely in found]
+            worth = (
+                [p / b for p, b in zip(logprobs, sizes, strict=True)]
+                if suite.by_bytes
+                else logprobs
+            )
+            said = int(np.argmax(worth))
+            record = _record(item, text, cut) | {"logprobs": logprobs, "said": LETTERS[said]}
+            if suite.measure != "judge":
+                yield record | {"score": float(said in item.right)}
+                continue
+            halves.setdefault(item.id, {})[n] = record
+            if len(halves[item.id]) == 2:
+                yield _judged(item, *(r for _, r in sorted(halves.pop(item.id).items())))
+
+    # -------------------------------------------------------------------- generation
+    def _by_generation(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        suite = self._suite
+        every = self._loaded.items
+        made = {i.id: self._prompt(i, suite.of_group(i.group).max_new_tokens) for i in every}
+        asked = [(item, sample) for item in items for sample in range(suite.samples)]
+        own = [suite.of_group(item.group) for item, _ in asked]
+        stream = self._subject.answers(
+            [made[item.id][0] for item, _ in asked],
+            max_new_tokens=[s.max_new_tokens for s in own],
+            sampling=Sampling(suite.temperature, top_p=suite.top_p),
+            seeds=[(self._seed, self._numbers[i.id] * suite.samples + n) for i, n in asked],
+            stop=[s.stop for s in own],
+            of=[ids for ids, _, _ in made.values()],
+        )
+        texts: dict[str, dict[int, Any]] = {}
+        ready: list[Item] = []
+        for number, said in stream:
+            item, sample = asked[number]
+            texts.setdefault(item.id, {})[sample] = said
+            if len(texts[item.id]) == suite.samples:
+                ready.append(item)
+            if len(ready) * suite.samples >= TOGETHER:
+                yield from self._graded(ready, texts, made)
+                ready = []
+        yield from self._graded(ready, texts, made)
+
+    def _graded(
+        self, items: Sequence[Item], texts: dict[str, dict[int, Any]], made: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        said = {item.id: [texts[item.id][n] for n in range(self._suite.samples)] for item in items}
+        marks: dict[str, list[Mark]] = {item.id: [] for item in items}
+        by_measure: dict[str, list[Item]] = {}
+        for item in items:
+            by_measure.setdefault(self._suite.of_group(item.group).measure, []).append(item)
+        for measure, members in by_measure.items():
+            pairs = [(item, answer.text) for item in members for answer in said[item.id]]
+            suite = self._suite.of_group(members[0].group)
+            for (item, _), mark in zip(pairs, MEASURES[measure](suite, pairs), strict=True):
+                marks[item.id].append(mark)
+        for item in items:
+            outputs = [
+                {"text": a.text, "tokens": len(a.tokens), "finished": a.finished}
+                | dataclasses.asdict(mark)
+                for a, mark in zip(said[item.id], marks[item.id], strict=True)
+            ]
+            known = [mark.score for mark in marks[item.id] if mark.score is not None]
+            score = sum(known) / len(known) if known else None
+            _, text, cut = made[item.id]
+            yield _record(item, text, cut) | {"outputs": outputs, "score": score}
+
+
+def _record(item: Item, text: str, cut: bool) -> dict[str, Any]:
+    return {
+        "id": item.id, "group": item.group, "where": item.where, "prompt": text, "cut": cut,
+        "answers": list(item.answers),
+    }  # fmt: skip
+
+
+def _labels(suite: Suite, item: Item) -> list[str]:
+    """The continuations of which the likeliest is the model's choice."""
+    before = "" if suite.chat else suite.glue
+    if not item.choices:
+        raise UserError(f"suite {suite.name}: items of format {suite.format} have no choices")
+    texts = item.choices if suite.labels == "texts" else LETTERS[: len(item.choices)]
+    return [before + text for text in texts]
+
+
+def _swapped(item: Item) -> Item:
+    return dataclasses.replace(
+        item, choices=item.choices[::-1], right=tuple(1 - i for i in item.right)
+    )
+
+
+def _judged(item: Item, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both orders in one: right in both is 1, in one of them 1/2; `consistent`: the same answer is
+    preferred wherever it stands."""
+    ways = [LETTERS.index(first["said"]), 1 - LETTERS.index(second["said"])]
+    return first | {
+        "said": [first["said"], second["said"]],
+        "logprobs": [first["logprobs"], second["logprobs"]],
+        "consistent": ways[0] == ways[1],
+        "score": sum(way in item.right for way in ways) / 2,
+    }
