@@ -84,7 +84,7 @@ class Fields:
             raise BadRow(f"has a group that is {type(group).__name__}; expected text")
         if identity is None:
             identity = Path(self.row.where).name
-        if self.row.group and self.row.group not in str(identity):
+        if self.row.group:
             identity = f"{self.row.group}/{identity}"
         return Item(f"{identity}{suffix}", self.row.where, group, **parts)
 
@@ -384,10 +384,11 @@ def pairs(f: Fields) -> Iterator[Item]:
     best = max(counts.values())
     winners = [label for label, count in counts.items() if count == best]
     if winners in ([1], [2]):
-        asked = f.text("instruction")
-        extra = f.get("input") or ""
+        asked = [f.need("instruction", str), f.get("input") or ""]
+        if not any(asked):
+            raise BadRow("has an empty instruction")
         yield f.item(
-            fields={"question": f"{asked}\n\n{extra}" if extra else asked},
+            fields={"question": "\n\n".join(filter(None, asked))},
             choices=(str(f.need("first")), str(f.need("second"))),
             right=(winners[0] - 1,),
             answers=("AB"[winners[0] - 1],),
