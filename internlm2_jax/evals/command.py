@@ -87,6 +87,20 @@ def evaluate(
         click.echo(f"  {place}")
 
 
+@click.command()
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), default=Path("leaderboard.html"),
+    show_default=True, help="The page; the same as JSON goes beside it.",
+)  # fmt: skip
+def leaderboard(folders: tuple[Path, ...], out: Path) -> None:
+    """Compare on one page what FOLDERS (runs, stages, or what --out named) were measured on."""
+    from internlm2_jax.report import leaderboard as page
+
+    for path in page.build(folders, out):
+        click.echo(path)
+
+
 def changed(suite: Any, given: dict[str, Any]) -> Any:
     """The suite with what the command line says; samples at temperature 0 are drawn at 0.8."""
     fields = {k: v for k, v in given.items() if v is not None and v != ()}

@@ -27,7 +27,8 @@ def item(*answers, **parts):
     [
         ("B", "B"), (" (C) because", "C"), ("The answer is D.", "D"), ("Answer: **A**", "A"),
         ("A is wrong, so the answer is C", "C"), ("答案是B。", "B"), ("【答案】D", "D"),
-        ("选C", "C"), ("I think it's B", "B"), ("A cat sat", "A"), ("none of them", ""), ("", ""), ("E", ""),
+        ("选C", "C"), ("I think it's B", "B"), ("A cat sat", "A"),
+        ("none of them", ""), ("", ""), ("E", ""),
     ],
 )  # fmt: skip
 def test_letters_are_read(said, read):
