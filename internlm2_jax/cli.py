@@ -210,6 +210,7 @@ def _sweep(
 
 cli.add_command(plan)
 cli.add_command(evals_command.evaluate)
+cli.add_command(evals_command.judge)
 cli.add_command(evals_command.leaderboard)
 
 

@@ -65,13 +65,10 @@ def evaluate(
 
     import internlm2_jax
     from internlm2_jax.evals import hub, runner
-    from internlm2_jax.evals.subject import Subject
 
     folders = {suite.name: hub.folder(suite, data) for suite in chosen}
     opened = internlm2_jax.open(run)
-    if opened.tokenizer is None:
-        raise UserError(f"{opened.folder} has no tokenizer.model; put the model's own beside it")
-    subject = Subject(
+    subject = _subject(opened,
         opened.model, opened.params, opened.tokenizer,
         max_length=max_length, slots=slots, weights=weights,
     )  # fmt: skip
@@ -85,6 +82,51 @@ def evaluate(
         )  # fmt: skip
         click.echo(line(found))
         click.echo(f"  {place}")
+
+
+def _subject(opened: Any, **sizes: Any) -> Any:
+    from internlm2_jax.evals.subject import Subject
+
+    if opened.tokenizer is None:
+        raise UserError(f"{opened.folder} has no tokenizer.model; put the model's own beside it")
+    return Subject(opened.model, opened.params, opened.tokenizer, **sizes)
+
+
+@click.command()
+@click.argument("judge", type=click.Path(path_type=Path))
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--suite", default="mt_bench", show_default=True)
+@click.option("--max-length", type=click.IntRange(16), help="Tokens of what the judge reads.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: in B's evaluations.")
+@click.option("--redo", is_flag=True, help="Begin again where results are.")
+def judge(
+    judge: Path, a: Path, b: Path, suite: str, max_length: int | None, out: Path | None, redo: bool
+) -> None:
+    """Let the model JUDGE compare the answers of A and B to a suite both were measured on.
+
+    Every pair is shown in both orders; the score is how often B wins, 1/2 for a win in one order.
+    """
+    import internlm2_jax
+    from internlm2_jax.evals.judge import judge as compare
+
+    ours, theirs = (_measured(folder, suite) for folder in (a, b))
+    subject = _subject(internlm2_jax.open(judge), max_length=max_length)
+    place = out or theirs.parent / f"{suite}_against_{a.resolve().name}"
+    found = compare(subject, ours, theirs, place, name=f"{b} against {a}, by {judge}", redo=redo)
+    click.echo(line(found))
+    click.echo(f"  {place}")
+
+
+def _measured(folder: Path, suite: str) -> Path:
+    """The one evaluation on a suite that a run, or a stage, or the folder itself has."""
+    found = sorted(folder.glob(f"**/{suite}/totals.json")) if folder.is_dir() else []
+    if len(found) != 1:
+        raise UserError(
+            f"{folder} has {len(found) or 'no'} evaluations on {suite}; run internlm2 evaluate "
+            f"{folder} --suite {suite} first, or name a stage"
+        )
+    return found[0].parent
 
 
 @click.command()

@@ -228,9 +228,7 @@ def said(line: dict[str, Any], length: int = 1200) -> str:
         shown = texts if len(texts) == 1 else [f"{i}. {t}" for i, t in enumerate(texts, 1)]
         return clip("\n\n".join(clip(t, length // min(len(shown), 4)) for t in shown), 2 * length)
     if "steps" in line:
-        return clip(
-            "\n\n".join(f"{s['code'] or s['text']}\n{s['output']}" for s in line["steps"])
-        )
+        return clip("\n\n".join(f"{s['code'] or s['text']}\n{s['output']}" for s in line["steps"]))
     logprobs = line["logprobs"]
     if isinstance(line["said"], list):
         return f"{line['said'][0]}, and with the answers swapped {line['said'][1]}"

@@ -218,3 +218,27 @@ def test_ruler_makes_its_items_to_length(subject):
     assert max(n for word, n in counts.items() if word not in answers) < 10
     with pytest.raises(UserError, match="40 tokens cannot hold"):
         runner.load(dataclasses.replace(suite, options={"lengths": [40]}), None, subject.tokenizer)
+
+
+def test_two_models_answers_go_before_a_judge(subject, tmp_path, monkeypatch):
+    from internlm2_jax.evals import judge
+
+    asked = [{"question_id": i, "category": "c", "turns": [f"Task {i}?"]} for i in range(4)]
+    files.write_jsonl(tmp_path / "data/question.jsonl", asked)
+    suite = dataclasses.replace(KNOWN["mt_bench"], max_new_tokens=32)
+    measured(Parrot(subject, lambda *_: "bad"), suite, tmp_path, "a")
+    found = measured(Parrot(subject, lambda *_: "good"), suite, tmp_path, "b")
+    assert found["score"] is None and found["items"] == 4
+
+    def knows(self, asked):
+        for n, (ids, _) in enumerate(asked):
+            text = self.tokenizer.decode(ids)
+            good = text.index("good") < text.index("bad")
+            yield n, [Likely(-1.0 - (not good), True), Likely(-1.0 - good, False)]
+
+    monkeypatch.setattr(type(subject), "likelihoods", knows)
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert judge.judge(subject, a, b, tmp_path / "ab", silent=True)["score"] == 1
+    assert judge.judge(subject, b, a, tmp_path / "ba", silent=True)["score"] == 0
+    with pytest.raises(UserError, match="no finished evaluation"):
+        judge.judge(subject, a, tmp_path / "none", tmp_path / "x")
