@@ -29,13 +29,13 @@ def pairs(a: Path, b: Path) -> list[Item]:
     Errors: UserError where they have other questions, or no answers in words.
     """
     ours, theirs = (_lines(folder) for folder in (a, b))
-    if {k: v["prompt"] for k, v in ours.items()} != {k: v["prompt"] for k, v in theirs.items()}:
+    if {k: v["question"] for k, v in ours.items()} != {k: v["question"] for k, v in theirs.items()}:
         raise UserError(
             f"{a} and {b} have other questions; measure both on the same suite and data"
         )
     return [
         Item(
-            key, line["where"], line["group"], {"question": line["prompt"]},
+            key, line["where"], line["group"], {"question": line["question"]},
             choices=(_answer(line, a), _answer(theirs[key], b)), right=(1,), answers=("B",),
         )
         for key, line in ours.items()

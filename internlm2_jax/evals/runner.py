@@ -238,7 +238,7 @@ class _Asking:
                 else logprobs
             )
             said = int(np.argmax(worth))
-            record = _record(item, text, cut) | {"logprobs": logprobs, "said": LETTERS[said]}
+            record = _record(suite, item, text, cut) | {"logprobs": logprobs, "said": LETTERS[said]}
             if suite.measure != "judge":
                 yield record | {"score": float(said in item.right)}
                 continue
@@ -295,13 +295,15 @@ class _Asking:
             known = [mark.score for mark in marks[item.id] if mark.score is not None]
             score = sum(known) / len(known) if known else None
             _, text, cut = made[item.id]
-            yield _record(item, text, cut) | {"outputs": outputs, "score": score}
+            suite = self._suite.of_group(item.group)
+            yield _record(suite, item, text, cut) | {"outputs": outputs, "score": score}
 
 
-def _record(item: Item, text: str, cut: bool) -> dict[str, Any]:
+def _record(suite: Suite, item: Item, text: str, cut: bool) -> dict[str, Any]:
+    """`question` is the last turn, `prompt` all that the model read, before anything was cut."""
     return {
         "id": item.id, "group": item.group, "where": item.where, "prompt": text, "cut": cut,
-        "answers": list(item.answers),
+        "question": prompts.messages(suite, item)[-1]["content"], "answers": list(item.answers),
     }  # fmt: skip
 
 

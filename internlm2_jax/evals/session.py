@@ -155,6 +155,6 @@ def _record(o: _Open) -> dict[str, Any]:
     last = [list(record["marks"].values())[-1] for record in o.records]
     return {
         "id": o.item.id, "group": o.item.group, "where": o.item.where,
-        "prompt": o.steps[0]["question"], "answers": [], "cut": o.cut, "steps": o.records,
-        "parts": parts, "score": None if o.lost else sum(last) / len(last),
+        "prompt": "", "question": o.steps[0]["question"], "answers": [], "cut": o.cut,
+        "steps": o.records, "parts": parts, "score": None if o.lost else sum(last) / len(last),
     }  # fmt: skip

@@ -18,7 +18,6 @@ from internlm2_jax.report.blocks import (
     Headline,
     Section,
     Table,
-    Text,
     clip,
     num,
     percent,
@@ -61,13 +60,13 @@ def _headline(c: Compared) -> Headline:
     ranked = sorted(c.results, key=lambda r: -(r.totals["score"] or 0))
     best = ranked[0]
     if best.totals["score"] is None:
-        return Headline(pretty(c.suite), DASH, "answered, not graded.", SOURCE, c.suite)
+        return Headline(c.suite, DASH, "answered, not graded.", SOURCE, c.suite)
     reading = f"{best.model}, {best.totals['graded']} items"
     for a, b, test in c.pairs:
         if len(ranked) > 1 and {a, b} == {best.model, ranked[1].model}:
             reading += f"; p = {num(test.p, 2)} against {ranked[1].model}"
     number = percent(best.totals["score"])
-    return Headline(pretty(c.suite), number, f"{reading}.", SOURCE, c.suite)
+    return Headline(c.suite, number, f"{reading}.", SOURCE, c.suite)
 
 
 # ------------------------------------------------------------------------------ all suites
@@ -79,9 +78,9 @@ def _overview(compared: Sequence[Compared], models: list[str]) -> Section:
         scores = {r.model: r.totals for r in c.results if r.totals["score"] is not None}
         best = max((t["score"] for t in scores.values()), default=None)
         if scores:
-            dots.append((pretty(c.suite), [(m, scores[m]["score"]) for m in models if m in scores]))
+            dots.append((c.suite, [(m, scores[m]["score"]) for m in models if m in scores]))
         cells = [_score(scores.get(m), best if len(scores) > 1 else None) for m in models]
-        rows.append([pretty(c.suite), pretty(c.dimension), *cells])
+        rows.append([c.suite, pretty(c.dimension), *cells])
     blocks: list[Block] = []
     if dots:
         height = 90 + 28 * len(dots) + 16 * (len(models) // 3)
@@ -132,7 +131,7 @@ def _suite(c: Compared) -> Section:
         blocks.append(Fold(f"{kind}{more}", folds, open=len(c.results) > 1))
     blocks.append(Fold("All items", [_all(c)]))
     lead = "".join(f"{w[:1].upper()}{w[1:]}. " for w in c.warnings)
-    return Section(c.suite, pretty(c.suite), DONE, lead.strip(), blocks)
+    return Section(c.suite, c.suite, DONE, lead.strip(), blocks)
 
 
 def _totals(c: Compared) -> Table:
@@ -206,17 +205,22 @@ def _item(c: Compared, key: str) -> Fold:
     """One item whole: how it was asked, what is right, what each model said."""
     mine = [(r, r.lines[key]) for r in c.results if key in r.lines]
     line = mine[0][1]
-    rows = [[r.model, _mark(found), Cell(said(found), _why(found), mono=True)] for r, found in mine]
+    rows: list[list[str | Cell]] = [
+        ["asked", Cell(clip(line["question"], 2400))],
+        ["right", Cell(clip(" | ".join(line["answers"]) or DASH, 300), mono=True)],
+    ]
+    rows += [
+        [Cell(r.model, _mark(found)), Cell(said(found), _why(found), mono=True)]
+        for r, found in mine
+    ]
     marks = " · ".join(f"{r.model} {_mark(found)}" for r, found in mine)
-    right = " | ".join(line["answers"]) or DASH
     return Fold(
         f"{key}: {marks}",
         [
-            Text(clip(line["prompt"][-2400:], 2400), "Asked", Path(line["where"]).name),
             Table(
-                title="Answers", head=["Model", "Score", "Answer"], stacked=True, source=SOURCE,
-                rows=[["right", "", Cell(clip(right, 300), mono=True)], *rows],
-            ),
+                title="Answers", head=["Who", "What"], stacked=True, rows=rows,
+                source=Path(line["where"]).name,
+            )
         ],
     )  # fmt: skip
 

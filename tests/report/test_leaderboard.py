@@ -19,7 +19,8 @@ def measured(folder, name, scores, *, data="d", shots=0, **lines):
     suite = SUITES[name]
     results = [
         {"id": f"q{i}", "group": "odd" if i % 2 else "even", "where": f"test.jsonl:{i + 1}",
-         "prompt": f"What is <b>{i}</b>?", "cut": False, "answers": ["right"], "score": score,
+         "prompt": "", "question": f"What is <b>{i}</b>?", "cut": False,
+         "answers": ["right"], "score": score,
          "outputs": [{"text": f"said {score}", "tokens": 3, "finished": True, "outcome": "fail",
                       "detail": "", "answer": "", "score": score}]}
         for i, score in enumerate(scores)
