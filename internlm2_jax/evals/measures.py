@@ -7,8 +7,10 @@ and nothing is known, there is no score and the totals say how often.
 from __future__ import annotations
 
 import ast
+import atexit
 import collections
 import difflib
+import functools
 import json
 import re
 import unicodedata
@@ -21,6 +23,7 @@ from internlm2_jax.evals.formats import LETTERS, Item
 from internlm2_jax.evals.suites import Suite
 from internlm2_jax.rlhf.verifiers import Code, Maths, Problem, Verdict, strict
 from internlm2_jax.rlhf.verifiers.code import program_of
+from internlm2_jax.rlhf.verifiers.maths import Accept
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,9 @@ def _letters(suite: Suite, pairs: Pairs) -> list[Mark]:
 
 def _maths(suite: Suite, pairs: Pairs) -> list[Mark]:
     """The final answer equals the right one, strictly or by math-verify."""
-    accept = suite.options.get("accept", "either")
+    verify = _verifier(suite.options.get("accept", "either"))
     said = [answer_of(response) for _, response in pairs]
-    with Maths(accept=accept) as verify:
-        verdicts = verify([f"\\boxed{{{s}}}" for s in said], [item.answers[0] for item, _ in pairs])
+    verdicts = verify([f"\\boxed{{{s}}}" for s in said], [item.answers[0] for item, _ in pairs])
     return [_of_verdict(v, _vote(s)) for v, s in zip(verdicts, said, strict=True)]
 
 
@@ -217,6 +219,14 @@ def answer_of(response: str) -> str:
         return found.strip(" $")
     numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?", response)
     return numbers[-1].rstrip(",") if numbers else found
+
+
+@functools.cache
+def _verifier(accept: Accept) -> Maths:
+    """One for the whole process: its workers take seconds to begin."""
+    verify = Maths(accept=accept)
+    atexit.register(verify.close)
+    return verify
 
 
 def _vote(answer: str) -> str:

@@ -6,6 +6,8 @@ that have no line and ends in the same totals.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -21,7 +23,7 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.evals import formats, prompts, rows, totals
 from internlm2_jax.evals.formats import LETTERS, Item
 from internlm2_jax.evals.measures import MEASURES, Mark
-from internlm2_jax.evals.subject import Subject
+from internlm2_jax.evals.subject import Said, Subject
 from internlm2_jax.evals.suites import Data, Suite
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.progress import Progress
@@ -203,18 +205,33 @@ class _Asking:
         else:
             yield from self._by_generation(items)
 
-    def _prompt(self, item: Item, room: int) -> tuple[list[int], str, bool]:
-        """Ids, what they say, and whether the middle or the left had to go."""
+    def _turns(self, item: Item) -> tuple[Suite, prompts.Messages]:
         suite = self._suite.of_group(item.group)
         shots = prompts.examples_for(suite, item, self._loaded.pool, self._shot_seed)
-        turns = prompts.messages(suite, item, shots)
-        if suite.chat:
-            ids, text = self._subject.encode_chat(turns), "\n\n".join(t["content"] for t in turns)
-        else:
-            text = prompts.plain(suite, turns)
-            ids = self._subject.encode(text)
-        ids, cut = self._subject.cut(ids, room, suite.cut)
-        return ids, text, cut
+        return suite, prompts.messages(suite, item, shots)
+
+    def _ids(self, item: Item, room: int) -> tuple[np.ndarray, bool]:
+        """Ids of the prompt, and whether its middle or left had to go."""
+        suite, turns = self._turns(item)
+        subject = self._subject
+        ids = (
+            subject.encode_chat(turns)
+            if suite.chat
+            else subject.encode(prompts.plain(suite, turns))
+        )
+        ids, cut = subject.cut(ids, room, suite.cut)
+        return np.asarray(ids, np.int32), cut
+
+    def _record(self, item: Item, cut: bool) -> dict[str, Any]:
+        """`question` is the last turn, `prompt` all that was read, before anything was cut."""
+        suite, turns = self._turns(item)
+        text = "\n\n".join(t["content"] for t in turns)
+        return {
+            "id": item.id, "group": item.group, "where": item.where, "cut": cut,
+            "prompt": text if suite.chat else prompts.plain(suite, turns),
+            "question": prompts.messages(suite, item)[-1]["content"],
+            "answers": list(item.answers),
+        }  # fmt: skip
 
     # -------------------------------------------------------------------- likelihood
     def _by_likelihood(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
@@ -224,21 +241,17 @@ class _Asking:
             for turned in (item, _swapped(item)) if suite.measure == "judge" else (item,):
                 texts = _labels(suite, turned)
                 tails = [self._subject.tokenizer.encode(text) for text in texts]
-                ids, text, cut = self._prompt(turned, max(map(len, tails)))
+                ids, cut = self._ids(turned, max(map(len, tails)))
                 asked.append((ids, tails))
-                kept.append((item, text, cut, [len(t.encode()) for t in texts]))
+                kept.append((item, cut, [len(t.encode()) for t in texts]))
         halves: dict[str, dict[int, Any]] = {}
         for n, found in self._subject.likelihoods(asked):
-            item, text, cut, sizes = kept[n]
+            item, cut, sizes = kept[n]
             suite = self._suite.of_group(item.group)
             logprobs = [likely.logprob for likely in found]
-            worth = (
-                [p / b for p, b in zip(logprobs, sizes, strict=True)]
-                if suite.by_bytes
-                else logprobs
-            )
+            worth = np.asarray(logprobs) / (sizes if suite.by_bytes else 1)
             said = int(np.argmax(worth))
-            record = _record(suite, item, text, cut) | {"logprobs": logprobs, "said": LETTERS[said]}
+            record = self._record(item, cut) | {"logprobs": logprobs, "said": LETTERS[said]}
             if suite.measure != "judge":
                 yield record | {"score": float(said in item.right)}
                 continue
@@ -248,35 +261,48 @@ class _Asking:
 
     # -------------------------------------------------------------------- generation
     def _by_generation(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        suite = self._suite
-        every = self._loaded.items
-        made = {i.id: self._prompt(i, suite.of_group(i.group).max_new_tokens) for i in every}
-        asked = [(item, sample) for item in items for sample in range(suite.samples)]
-        own = [suite.of_group(item.group) for item, _ in asked]
+        suite, chosen = self._suite, {item.id for item in items}
+        asked, cut, longest = {}, {}, 0
+        for item in self._loaded.items:
+            ids, shortened = self._ids(item, suite.of_group(item.group).max_new_tokens)
+            longest = max(longest, len(ids))
+            if item.id in chosen:
+                asked[item.id], cut[item.id] = ids, shortened
+        most = max(suite.of_group(i.group).max_new_tokens for i in self._loaded.items)
+        order = [(item, sample) for item in items for sample in range(suite.samples)]
+        own = [suite.of_group(item.group) for item, _ in order]
         stream = self._subject.answers(
-            [made[item.id][0] for item, _ in asked],
+            [asked[item.id] for item, _ in order],
             max_new_tokens=[s.max_new_tokens for s in own],
             sampling=Sampling(suite.temperature, top_p=suite.top_p),
-            seeds=[(self._seed, self._numbers[i.id] * suite.samples + n) for i, n in asked],
+            seeds=[(self._seed, self._numbers[i.id] * suite.samples + n) for i, n in order],
             stop=[s.stop for s in own],
-            of=[ids for ids, _, _ in made.values()],
+            sizes=(len(self._loaded.items) * suite.samples, longest, most),
         )
-        texts: dict[str, dict[int, Any]] = {}
+        texts: dict[str, dict[int, Said]] = {}
         ready: list[Item] = []
-        for number, said in stream:
-            item, sample = asked[number]
-            texts.setdefault(item.id, {})[sample] = said
-            if len(texts[item.id]) == suite.samples:
-                ready.append(item)
-            if len(ready) * suite.samples >= TOGETHER:
-                yield from self._graded(ready, texts, made)
-                ready = []
-        yield from self._graded(ready, texts, made)
+        # The engine goes on while a thread grades: a test in the sandbox may take seconds.
+        with concurrent.futures.ThreadPoolExecutor(1) as grader:
+            graded: collections.deque[concurrent.futures.Future] = collections.deque()
+            for number, said in stream:
+                item, sample = order[number]
+                texts.setdefault(item.id, {})[sample] = said
+                if len(texts[item.id]) == suite.samples:
+                    ready.append(item)
+                if len(ready) * suite.samples >= TOGETHER:
+                    graded.append(grader.submit(self._graded, ready, texts, cut))
+                    ready = []
+                while graded and (graded[0].done() or len(graded) > 4):
+                    yield from graded.popleft().result()
+            graded.append(grader.submit(self._graded, ready, texts, cut))
+            for future in graded:
+                yield from future.result()
 
     def _graded(
-        self, items: Sequence[Item], texts: dict[str, dict[int, Any]], made: Mapping[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        said = {item.id: [texts[item.id][n] for n in range(self._suite.samples)] for item in items}
+        self, items: Sequence[Item], texts: dict[str, dict[int, Said]], cut: Mapping[str, bool]
+    ) -> list[dict[str, Any]]:
+        count = range(self._suite.samples)
+        said = {item.id: [texts[item.id][n] for n in count] for item in items}
         marks: dict[str, list[Mark]] = {item.id: [] for item in items}
         by_measure: dict[str, list[Item]] = {}
         for item in items:
@@ -286,6 +312,7 @@ class _Asking:
             suite = self._suite.of_group(members[0].group)
             for (item, _), mark in zip(pairs, MEASURES[measure](suite, pairs), strict=True):
                 marks[item.id].append(mark)
+        records = []
         for item in items:
             outputs = [
                 {"text": a.text, "tokens": len(a.tokens), "finished": a.finished}
@@ -294,17 +321,9 @@ class _Asking:
             ]
             known = [mark.score for mark in marks[item.id] if mark.score is not None]
             score = sum(known) / len(known) if known else None
-            _, text, cut = made[item.id]
-            suite = self._suite.of_group(item.group)
-            yield _record(suite, item, text, cut) | {"outputs": outputs, "score": score}
-
-
-def _record(suite: Suite, item: Item, text: str, cut: bool) -> dict[str, Any]:
-    """`question` is the last turn, `prompt` all that the model read, before anything was cut."""
-    return {
-        "id": item.id, "group": item.group, "where": item.where, "prompt": text, "cut": cut,
-        "question": prompts.messages(suite, item)[-1]["content"], "answers": list(item.answers),
-    }  # fmt: skip
+            record = self._record(item, cut[item.id])
+            records.append(record | {"outputs": outputs, "score": score})
+        return records
 
 
 def _labels(suite: Suite, item: Item) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -158,25 +159,27 @@ class Subject:
         yield from self._singles(asked, single)
         chosen = set(single)
         rows = [
-            (i, j, [*head, *tail], len(head))
-            for i, (head, tails) in enumerate(asked)
+            (i, j)
+            for i, (_, tails) in enumerate(asked)
             if i not in chosen
-            for j, tail in enumerate(tails)
+            for j in range(len(tails))
         ]
-        waiting = {i: {} for i, *_ in rows}  # type: dict[int, dict[int, Likely]]
+        waiting: dict[int, dict[int, Likely]] = {i: {} for i, _ in rows}
 
-        def shape(row: tuple[int, int, list[int], int]) -> tuple[int, int]:
-            tail = len(row[2]) - row[3]
-            return bucket(len(row[2]), SMALLEST), 1 << (tail - 1).bit_length()
+        def shape(row: tuple[int, int]) -> tuple[int, int]:
+            head, tail = len(asked[row[0]][0]), len(asked[row[0]][1][row[1]])
+            return bucket(head + tail, SMALLEST), 1 << (tail - 1).bit_length()
 
         for batch, (width, span) in _batches(rows, shape, self._row_tokens):
             tokens = np.zeros((self._rows(width), width), np.int32)
             start, length = (np.ones(len(tokens), np.int32) for _ in range(2))
-            for n, (_, _, ids, head) in enumerate(batch):
-                tokens[n, : len(ids)], start[n], length[n] = ids, head, len(ids)
+            for n, (i, j) in enumerate(batch):
+                head, tail = asked[i][0], asked[i][1][j]
+                start[n], length[n] = len(head), len(head) + len(tail)
+                tokens[n, : start[n]], tokens[n, start[n] : length[n]] = head, tail
             found = _continued(self.model, self.params, tokens, start, length, span)
             logprobs, greedy = map(np.asarray, found)
-            for n, (i, j, *_) in enumerate(batch):
+            for n, (i, j) in enumerate(batch):
                 waiting[i][j] = Likely(float(logprobs[n]), bool(greedy[n]))
                 if len(waiting[i]) == len(asked[i][1]):
                     done = waiting.pop(i)
@@ -198,14 +201,9 @@ class Subject:
             found = _next(self.model, self.params, tokens, length, candidates)
             logprobs, best = map(np.asarray, found)
             for n, i in enumerate(batch):
-                tails = asked[i][1]
-                yield (
-                    i,
-                    [
-                        Likely(float(logprobs[n, c]), bool(best[n] == tail[0]))
-                        for c, tail in enumerate(tails)
-                    ],
-                )
+                said = [tail[0] for tail in asked[i][1]]
+                likely = zip(logprobs[n].tolist(), said, strict=False)
+                yield i, [Likely(logprob, bool(best[n] == token)) for logprob, token in likely]
 
     def _rows(self, width: int) -> int:
         return max(1, self._row_tokens // width)
@@ -219,44 +217,47 @@ class Subject:
         sampling: Sampling,
         seeds: Sequence[tuple[int, int]] | None = None,
         stop: Sequence[Sequence[str]] = (),
-        of: Sequence[Sequence[int]] = (),
+        sizes: tuple[int, int, int] | None = None,
     ) -> Iterator[tuple[int, Said]]:
         """Continues every prompt; gives each one's number and answer when it has ended.
 
         Args:
           seeds: (seed, row) of each prompt, which fix its random numbers; default (0, its number).
           stop: texts that end the answer of each prompt and are no part of it.
-          of: all prompts of the evaluation, of which these are what is left: the engine's sizes
-            follow from all.
+          sizes: (prompts, tokens of the longest, most new tokens) of a whole evaluation of which
+            these are a part, so that the engine's programs are the same for any part.
         """
         if not prompts:
             return
         new = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-        every = of or prompts
-        longest = max(map(len, every))
-        slots = max(1, min(self._slots, self._cache_tokens // (longest + max(new))))
-        config = config_for(len(every), longest, max(new), slots)
+        count, longest, most = sizes or (len(prompts), max(map(len, prompts)), max(new))
+        slots = max(1, min(self._slots, self._cache_tokens // (longest + most)))
+        config = config_for(count, longest, most, slots)
         config = dataclasses.replace(config, weights=self._weights)
         engine = Engine(self.model, self.params, config, self.tokenizer)
-        ids = (self.tokenizer.eos_id, self.tokenizer.im_end_id)
-        numbers: dict[int, int] = {}
-        for i, prompt in enumerate(prompts):
-            seed, row = seeds[i] if seeds else (0, i)
-            stops = tuple(stop[i]) if stop else ()
-            request = Request(prompt, new[i], sampling, seed, row, ids, stops)
-            numbers[engine.submit(request)] = i
-        spoken: dict[int, list[int]] = {number: [] for number in numbers}
-        while engine.busy:
+        ends = (self.tokenizer.eos_id, self.tokenizer.im_end_id)
+        spoken: dict[int, tuple[int, list[int]]] = {}
+        left = iter(range(len(prompts)))
+        while True:
+            for i in itertools.islice(left, max(0, 2 * slots - len(spoken))):
+                seed, row = seeds[i] if seeds else (0, i)
+                stops = tuple(stop[i]) if stop else ()
+                request = Request(prompts[i], new[i], sampling, seed, row, ends, stops)
+                spoken[engine.submit(request)] = (i, [])
+            if not engine.busy:
+                return
             for event in engine.step():
-                spoken[event.request] += event.tokens
+                i, tokens = spoken[event.request]
+                tokens += event.tokens
                 if event.finish_reason:
-                    i = numbers[event.request]
-                    said = spoken.pop(event.request)
-                    text = TextStream(self.tokenizer, tuple(stop[i]) if stop else ())
-                    shown = [t for t in said if t not in ids]
-                    pieces = [text.push(token) for token in shown]
-                    whole = "".join([*pieces, text.finish()])
-                    yield i, Said(whole, said, event.finish_reason == "stop")
+                    del spoken[event.request]
+                    text = self._text(tokens, ends, tuple(stop[i]) if stop else ())
+                    yield i, Said(text, tokens, event.finish_reason == "stop")
+
+    def _text(self, tokens: Sequence[int], ends: tuple[int, ...], stops: tuple[str, ...]) -> str:
+        stream = TextStream(self.tokenizer, stops)
+        pieces = [stream.push(token) for token in tokens if token not in ends]
+        return "".join([*pieces, stream.finish()])
 
 
 def _batches(rows: Sequence[Any], shape: Any, budget: int) -> Iterator[tuple[list[Any], Any]]:
