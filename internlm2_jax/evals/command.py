@@ -68,10 +68,7 @@ def evaluate(
 
     folders = {suite.name: hub.folder(suite, data) for suite in chosen}
     opened = internlm2_jax.open(run)
-    subject = _subject(opened,
-        opened.model, opened.params, opened.tokenizer,
-        max_length=max_length, slots=slots, weights=weights,
-    )  # fmt: skip
+    subject = _subject(opened, max_length=max_length, slots=slots, weights=weights)
     home = out or opened.folder / "evaluations"
     for suite in chosen:
         loaded = runner.load(suite, folders[suite.name], opened.tokenizer, limit)

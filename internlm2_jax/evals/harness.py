@@ -116,7 +116,7 @@ class HarnessModel(LM):
     # -------------------------------------------------------------------- conversations
     @property
     def tokenizer_name(self) -> str:
-        return f"internlm2_jax {self.subject.tokenizer.vocab_size}"
+        return f"internlm2_jax {self.subject.tokenizer.sha256[:16]}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         return "internlm2 ChatML"

@@ -174,13 +174,13 @@ def _kept(path: Path) -> list[dict[str, Any]]:
 
 
 def fingerprint(subject: Subject) -> str:
-    """Of the weights, by 4096 numbers of each array; of the shape; of the tokenizer's size."""
+    """Of the weights, by 4096 numbers of each array; of the shape; of the tokenizer."""
     digest = hashlib.blake2b(digest_size=8)
     for path, leaf in jax.tree_util.tree_leaves_with_path(subject.params):
         flat = leaf.reshape(-1)
         some = np.asarray(flat[:: max(1, flat.size // 4096)], np.float32)
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode() + some.tobytes())
-    digest.update(f"{subject.model.cfg} {subject.tokenizer.vocab_size}".encode())
+    digest.update(f"{subject.model.cfg} {subject.tokenizer.sha256}".encode())
     return digest.hexdigest()
 
 
