@@ -98,6 +98,21 @@ def test_a_limit_is_spread_evenly(subject, folder):
     assert [item.id for item in loaded.items] == ["0", "3", "6", "9"]
 
 
+def test_texts_are_compared_per_byte(subject, tmp_path, monkeypatch):
+    rows = [{"ind": i, "ctx": "So", "endings": ["it went", "no"], "label": "1"} for i in range(2)]
+    files.write_jsonl(tmp_path / "data/hellaswag_val.jsonl", rows)
+    seen = []
+
+    def likelihoods(self, asked):
+        for n, (_, tails) in enumerate(asked):
+            seen.extend(self.tokenizer.decode(tail) for tail in tails)
+            yield n, [Likely(-4.0, False), Likely(-1.4 - n, False)]  # per byte -0.5; -0.47, -0.8
+
+    monkeypatch.setattr(type(subject), "likelihoods", likelihoods)
+    found = measured(subject, KNOWN["hellaswag"], tmp_path)
+    assert found["score"] == 0.5 and seen[:2] == [" it went", " no"]
+
+
 class Parrot:
     """A subject that says what it is told to; the rest is the real one's."""
 
