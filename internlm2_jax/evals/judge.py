@@ -14,7 +14,7 @@ from typing import Any
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals import runner, suites
-from internlm2_jax.evals.formats import Item
+from internlm2_jax.evals.items import Item, Loaded
 from internlm2_jax.evals.subject import Subject
 
 PROMPT = (
@@ -56,7 +56,7 @@ def judge(
     )  # fmt: skip
     items = pairs(a, b)
     parts = [dataclasses.astuple(dataclasses.replace(item, where="")) for item in items]
-    loaded = runner.Loaded(items, {}, files.fingerprint(parts))
+    loaded = Loaded(items, {}, files.fingerprint(parts))
     return runner.evaluate(subject, suite, loaded, out, **options)
 
 

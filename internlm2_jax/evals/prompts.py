@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from internlm2_jax.errors import UserError
-from internlm2_jax.evals.formats import LETTERS, Item
+from internlm2_jax.evals.formats import LETTERS
+from internlm2_jax.evals.items import Item
 from internlm2_jax.evals.suites import Suite
 
 Messages = list[dict[str, Any]]

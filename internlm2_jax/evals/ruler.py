@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from internlm2_jax.errors import UserError
-from internlm2_jax.evals.formats import Item
+from internlm2_jax.evals.items import Item
 
 NOISE = (
     "The river runs slowly past the old mill.",

@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from internlm2_jax.evals.formats import Item
-from internlm2_jax.evals.measures import rouge_l
+from internlm2_jax.evals.items import Item
 from internlm2_jax.evals.subject import Subject
 from internlm2_jax.evals.suites import Suite
+from internlm2_jax.evals.texts import rouge_l
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.rlhf.verifiers.code import program_of
 from internlm2_jax.sandbox import Result, SandboxError, Session, require

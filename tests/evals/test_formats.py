@@ -8,7 +8,7 @@ import json
 import pytest
 
 from internlm2_jax.errors import UserError
-from internlm2_jax.evals import formats, prompts, rows, runner, suites
+from internlm2_jax.evals import formats, items, prompts, rows, runner, suites
 
 KNOWN = suites.built_in()
 
@@ -182,14 +182,14 @@ def test_tools(tmp_path):
         ({"question": "q", "choices": ["a"], "answer": 0}, "a list of two or more"),
         ({"question": " ", "choices": ["a", "b"], "answer": 0}, "an empty 'question'"),
         ({"question": 3, "choices": ["a", "b"], "answer": 0}, "'question' of type int"),
-        ([1], "is list; expected an object"),
+        (1, "is int; expected an object"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_told_with_file_and_line(tmp_path, row, said):
     good = {"question": "q", "choices": ["a", "b"], "answer": "A"}
     lines(tmp_path / "x.jsonl", good, row, {**good, "id": 7})
     with pytest.raises(UserError) as told:
-        formats.load(tmp_path, "*.jsonl", "choices")
+        items.load(tmp_path, "*.jsonl", formats.choices)
     assert str(told.value).startswith(f"{tmp_path / 'x.jsonl'}:2 ") and said in str(told.value)
     assert "\n" not in str(told.value)
 
@@ -198,10 +198,10 @@ def test_all_bad_rows_are_counted_and_ids_are_of_one_row(tmp_path):
     good = {"id": 1, "question": "q", "choices": ["a", "b"], "answer": "A"}
     lines(tmp_path / "x.jsonl", good, good, {"id": 3})
     with pytest.raises(UserError, match=r"x.jsonl:3 has no 'choices' \(and 1 more bad rows\)"):
-        formats.load(tmp_path, "*.jsonl", "choices")
+        items.load(tmp_path, "*.jsonl", formats.choices)
     lines(tmp_path / "x.jsonl", good, {**good, "id": 2}, good)
     with pytest.raises(UserError, match=r"x.jsonl:3 has id 'x/1', as .*x.jsonl:1 has"):
-        formats.load(tmp_path, "*.jsonl", "choices")
+        items.load(tmp_path, "*.jsonl", formats.choices)
 
 
 def test_bad_files_are_told_with_file_and_line(tmp_path):
@@ -251,7 +251,7 @@ def test_own_suites_are_yaml(tmp_path):
 
 def test_examples_keep_to_their_group_and_seed(tmp_path):
     suite = dataclasses.replace(KNOWN["gsm8k"], shots=3)
-    pool = {"": [formats.Item(str(i), "", "") for i in range(20)]}
+    pool = {"": [items.Item(str(i), "", "") for i in range(20)]}
     item = pool[""][1]
     first = prompts.examples_for(suite, item, pool, None)
     assert [e.id for e in first] == ["0", "2", "3"]  # never the item itself
@@ -266,4 +266,4 @@ def test_examples_keep_to_their_group_and_seed(tmp_path):
 def test_a_template_that_names_no_field_is_told():
     suite = dataclasses.replace(KNOWN["gsm8k"], prompt="{quesion}")
     with pytest.raises(UserError, match=r"the template names 'quesion'; .* have answer, group"):
-        prompts.question(suite, formats.Item("1", ""))
+        prompts.question(suite, items.Item("1", ""))

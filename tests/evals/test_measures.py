@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from internlm2_jax.evals import measures, rules, suites
-from internlm2_jax.evals.formats import Item
+from internlm2_jax.evals.items import Item
 from internlm2_jax.evals.measures import MEASURES, letter, read_call
 
 KNOWN = suites.built_in()

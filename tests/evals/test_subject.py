@@ -70,6 +70,23 @@ def test_answers_end_where_they_are_told_to(subject):
     assert short.text == whole.text[: whole.text.index(stop)] and short.finished
 
 
+def test_any_part_of_an_evaluation_is_answered_as_the_whole_is(subject):
+    prompts = [subject.encode(f"def f{i}(x):") for i in range(11)]  # more than the queue takes
+    settings = {"max_new_tokens": 24, "sampling": Sampling(0.9)}
+    sizes = (len(prompts), max(map(len, prompts)), 24)
+    whole = dict(
+        subject.answers(prompts, seeds=[(3, i) for i in range(11)], sizes=sizes, **settings)
+    )
+    assert sorted(whole) == list(range(11)) and len({said.text for said in whole.values()}) > 5
+    part = [9, 2]
+    again = dict(
+        subject.answers(
+            [prompts[i] for i in part], seeds=[(3, i) for i in part], sizes=sizes, **settings
+        )
+    )
+    assert [again[n] for n in range(2)] == [whole[i] for i in part]
+
+
 def test_long_prompts_lose_their_left_or_middle(subject):
     ids = list(range(2000))
     left, cut = subject.cut(ids, 24, "left")
