@@ -103,9 +103,12 @@ class Fields:
         if key is None:
             return default
         for part in str(key).split("."):
-            if not isinstance(value, Mapping) or part not in value:
+            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+            elif isinstance(value, Mapping) and part in value:
+                value = value[part]
+            else:
                 return default
-            value = value[part]
         return value
 
 

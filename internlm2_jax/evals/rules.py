@@ -96,7 +96,7 @@ def first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: s
         return False
     head = parts[nth_paragraph - 1].split()
     said = re.match(r"[^\s.,?!'\"]*", head[0].lstrip("'\"")) if head else None
-    return bool(said) and said.group().lower() == first_word.lower()
+    return said is not None and said.group().lower() == first_word.lower()
 
 
 def sections(text: str, section_spliter: str, num_sections: int) -> bool:

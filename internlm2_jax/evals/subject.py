@@ -34,6 +34,9 @@ SMALLEST = (
 BLOCK = 32  # positions whose logits exist at a time
 
 
+Ids = Sequence[int] | np.ndarray
+
+
 class Likely(NamedTuple):
     """A continuation's log-probability in nats, and whether greedy decoding would say it."""
 
@@ -149,7 +152,7 @@ class Subject:
 
     # -------------------------------------------------------------------- likelihood
     def likelihoods(
-        self, asked: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]
+        self, asked: Sequence[tuple[Ids, Sequence[Sequence[int]]]]
     ) -> Iterator[tuple[int, list[Likely]]]:
         """For each (ids, continuations) its number and a Likely a continuation, as they come.
 
@@ -211,7 +214,7 @@ class Subject:
     # -------------------------------------------------------------------- generation
     def answers(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Ids],
         *,
         max_new_tokens: int | Sequence[int],
         sampling: Sampling,
@@ -242,7 +245,9 @@ class Subject:
             for i in itertools.islice(left, max(0, 2 * slots - len(spoken))):
                 seed, row = seeds[i] if seeds else (0, i)
                 stops = tuple(stop[i]) if stop else ()
-                request = Request(prompts[i], new[i], sampling, seed, row, ends, stops)
+                request = Request(
+                    list(map(int, prompts[i])), new[i], sampling, seed, row, ends, stops
+                )
                 spoken[engine.submit(request)] = (i, [])
             if not engine.busy:
                 return

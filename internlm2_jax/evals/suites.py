@@ -29,8 +29,8 @@ class Data:
 
     files, shots: globs; the first star of each stands for the group, and the examples of an item
       are those of its group.
-    fields: names of the format's fields in these files, where they differ; null where
-      they have none.
+    fields: names of the format's fields in these files where they differ, as in
+      messages.0.content; null where they have none.
     columns: of tables without a head. records: key of the list in a JSON file.
     only, shots_only: {field: [least, most]} of the rows that count.
     """

@@ -166,7 +166,7 @@ def _rate(value: float | None) -> str:
 
 
 def _tests(c: Compared) -> Table:
-    rows = [
+    rows: list[list[str | Cell]] = [
         [
             f"{b} − {a}", Cell(_points(t.difference), f"{_points(t.low)} to {_points(t.high)}"),
             num(t.p, 2), str(t.better), str(t.worse), f"{t.items:,}",
