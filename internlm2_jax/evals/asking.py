@@ -142,13 +142,15 @@ class Asking:
         count = range(self._suite.samples)
         said = {item.id: [texts[item.id][n] for n in count] for item in items}
         marks: dict[str, list[Mark]] = {item.id: [] for item in items}
-        by_measure: dict[str, list[Item]] = {}
+        alike: dict[str, list[Item]] = {}
         for item in items:
-            by_measure.setdefault(self._suite.of_group(item.group).measure, []).append(item)
-        for measure, members in by_measure.items():
+            alike.setdefault(item.group if item.group in self._suite.groups else "", []).append(
+                item
+            )
+        for group, members in alike.items():
+            suite = self._suite.of_group(group)
             pairs = [(item, answer.text) for item in members for answer in said[item.id]]
-            suite = self._suite.of_group(members[0].group)
-            for (item, _), mark in zip(pairs, MEASURES[measure](suite, pairs), strict=True):
+            for (item, _), mark in zip(pairs, MEASURES[suite.measure](suite, pairs), strict=True):
                 marks[item.id].append(mark)
         records = []
         for item in items:

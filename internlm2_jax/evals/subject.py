@@ -171,7 +171,7 @@ class Subject:
 
         def shape(row: tuple[int, int]) -> tuple[int, int]:
             head, tail = len(asked[row[0]][0]), len(asked[row[0]][1][row[1]])
-            return bucket(head + tail, SMALLEST), 1 << (tail - 1).bit_length()
+            return self._width(head + tail), 1 << (tail - 1).bit_length()
 
         for batch, (width, span) in _batches(rows, shape, self._row_tokens):
             tokens = np.zeros((self._rows(width), width), np.int32)
@@ -190,7 +190,7 @@ class Subject:
 
     def _singles(self, asked: Any, chosen: list[int]) -> Iterator[tuple[int, list[Likely]]]:
         def shape(i: int) -> tuple[int]:
-            return (bucket(len(asked[i][0]), SMALLEST),)
+            return (self._width(len(asked[i][0])),)
 
         for batch, (width,) in _batches(chosen, shape, self._row_tokens):
             most = max(len(asked[i][1]) for i in batch)
@@ -207,6 +207,9 @@ class Subject:
                 said = [tail[0] for tail in asked[i][1]]
                 likely = zip(logprobs[n].tolist(), said, strict=False)
                 yield i, [Likely(logprob, bool(best[n] == token)) for logprob, token in likely]
+
+    def _width(self, length: int) -> int:
+        return min(bucket(length, SMALLEST), self.max_length)
 
     def _rows(self, width: int) -> int:
         return max(1, self._row_tokens // width)

@@ -147,6 +147,19 @@ def test_samples_are_counted_voted_on_and_estimated(subject, tmp_path):
     assert found["interval"][0] <= found["score"] <= found["interval"][1]
 
 
+def test_groups_are_asked_and_graded_in_their_own_way(subject, tmp_path):
+    row = {"context": "C", "length": 1, "all_classes": ["Date", "City"]}
+    for name, answer in (("trec", "Date"), ("passage_count", "7"), ("hotpotqa", "red hat")):
+        asked = [{**row, "input": f"{name}?", "answers": [answer], "_id": f"{i}"} for i in range(2)]
+        files.write_jsonl(tmp_path / f"data/data/{name}.jsonl", asked)
+    says = {"trec": "Date or City date", "pass": "7 of 14", "hotp": "a red hat, blue"}
+    parrot = Parrot(subject, lambda text, _: next(s for k, s in says.items() if f"{k}" in text))
+    found = measured(parrot, KNOWN["longbench"], tmp_path)
+    groups = {name: group["score"] for name, group in found["groups"].items()}
+    assert groups == {"trec": 1, "passage_count": 0.5, "hotpotqa": pytest.approx(0.8)}
+    assert sum("assistant" in prompt for prompt in parrot.prompts) == 4  # trec is no conversation
+
+
 def test_choices_by_generation_and_in_turns(subject, folder):
     suite = dataclasses.replace(CHOICES, method="generation", chat=True)
     parrot = Parrot(subject, lambda text, _: "The answer is B.")
