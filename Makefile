@@ -7,7 +7,7 @@ ARGS   ?=
 # Tests that run at a time.
 JOBS   ?= 2
 
-.PHONY: demo test test-slow test-seqio flink-test check requirements clean
+.PHONY: demo test test-slow test-seqio test-harness flink-test check requirements clean
 
 demo: $(READY)
 	$(BIN)/internlm2 run experiments/demo/pipeline.py $(ARGS)
@@ -23,6 +23,12 @@ test-seqio:
 	$(PYTHON) -m venv $(VENV)-seqio
 	$(VENV)-seqio/bin/python -m pip install --quiet -e ".[seqio]" pytest pytest-timeout hypothesis
 	$(VENV)-seqio/bin/python -m pytest -q tests/data_beam/test_tasks.py
+
+# lm-evaluation-harness beside our own scores, and the hub's client.
+test-harness:
+	$(PYTHON) -m venv $(VENV)-harness
+	$(VENV)-harness/bin/python -m pip install --quiet -r requirements.txt -e ".[harness,hub]"
+	$(VENV)-harness/bin/python -m pytest -q tests/evals/test_harness.py tests/evals/test_hub.py
 
 # A real Flink cluster on this machine; needs Java 11 to 17, Maven, a network the first time.
 flink-test: $(READY)

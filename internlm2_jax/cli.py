@@ -1,4 +1,4 @@
-"""The `internlm2` command: run, train, plan, report, diff, generate, chat, convert, ..."""
+"""The `internlm2` command: from experiments and models to runs, pages, answers and scores."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 from internlm2_jax import __version__, config, files
 from internlm2_jax.data.commands import conversations
 from internlm2_jax.errors import RESTART, Preempted, UserError
+from internlm2_jax.evals import command as evals_command
 from internlm2_jax.infer import commands
 from internlm2_jax.plan.command import plan
 from internlm2_jax.rlhf.annotate import annotate
@@ -212,6 +213,9 @@ def _sweep(
 cli.add_command(plan)
 cli.add_command(conversations)
 cli.add_command(annotate)
+cli.add_command(evals_command.evaluate)
+cli.add_command(evals_command.judge)
+cli.add_command(evals_command.leaderboard)
 
 
 @cli.command()
