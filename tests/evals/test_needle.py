@@ -10,6 +10,7 @@ import pytest
 
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals import needle
+from internlm2_jax.evals.needle_text import TEXTS
 
 
 class ByteTokenizer:
@@ -48,10 +49,10 @@ def sample(length: int = 2000, depth: float = 50, **options) -> needle.Sample:
 @pytest.mark.parametrize("depth", [0, 21, 50, 84, 100])
 def test_the_needle_stands_between_sentences_at_its_depth(depth):
     built = sample(3000, depth)
-    assert built.prompt.count(built.needle) == 1
-    before = built.prompt.split(built.needle)[0].rstrip()
+    assert built.prompt.count(built.first.text) == 1
+    before = built.prompt.split(built.first.text)[0].rstrip()
     assert depth == 0 or before[-1] in ".!?" or depth == 100
-    assert built.position == pytest.approx(depth / 100, abs=0.02)
+    assert built.first.position == pytest.approx(depth / 100, abs=0.02)
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), PairTokenizer()])
@@ -66,9 +67,9 @@ def test_the_whole_prompt_with_its_buffer_fills_the_length(tokenizer, length):
 
 def test_chinese_uses_the_reports_needle_and_no_half_character():
     built = sample(2001, 63, documents=CHINESE, language="zh")
-    assert built.needle == "小明最喜欢的实习的地点就是上海人工智能实验室。"
+    assert built.first.text == "小明最喜欢的实习的地点就是上海人工智能实验室。"
     assert "\ufffd" not in built.prompt
-    assert built.prompt.split(f"\n{built.needle}")[0][-1] in "。！？\n"
+    assert built.prompt.split(f"\n{built.first.text}")[0][-1] in "。！？\n"
 
 
 def test_a_short_haystack_is_repeated_and_the_order_follows_the_seed():
@@ -80,10 +81,10 @@ def test_a_short_haystack_is_repeated_and_the_order_follows_the_seed():
 
 
 def test_pairs_of_subject_and_answer_do_not_repeat_early():
-    for text in needle.TEXTS.values():
+    for text in TEXTS.values():
         assert np.gcd(len(text.subjects), len(text.answers)) == 1
         assert text.needle.startswith(text.opening)
-    needles = {sample(index=i).needle for i in range(56)}
+    needles = {sample(index=i).first.text for i in range(56)}
     assert len(needles) == 56
 
 
@@ -96,10 +97,10 @@ def test_edit_score_by_hand(response, score):
 
 def test_needlebench_gives_a_keyword_all_and_a_near_miss_a_fifth():
     built = sample()
-    assert needle.needle_score(f"I think: {built.answer}, yes", built) == 1
-    wrong = built.needle.replace(built.answer, built.distractors[0])
-    assert needle.keyword_score(wrong, built) == 0
-    assert 0.1 < needle.needle_score(wrong, built) < 0.2
+    assert needle.needle_score(f"I think: {built.first.answer}, yes", built.first) == 1
+    wrong = built.first.text.replace(built.first.answer, built.first.distractors[0])
+    assert needle.keyword_score(wrong, built.first) == 0
+    assert 0.1 < needle.needle_score(wrong, built.first) < 0.2
 
 
 def copying_model(conversations):
@@ -135,7 +136,7 @@ def test_likelihood_scores_rank_the_right_answer_among_the_distractors():
     )  # fmt: skip
     np.testing.assert_array_equal(grid, [[1], [1]])
     context, continuations = seen[0]
-    opening = needle.TEXTS["en"].opening.format(subject="Anna")
+    opening = TEXTS["en"].opening.format(subject="Anna")
     assert context.endswith(opening)
     assert continuations[0] == " Shanghai AI Laboratory"
     assert len(set(continuations)) == 5

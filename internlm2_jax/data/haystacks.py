@@ -1,0 +1,54 @@
+"""Texts that teach looking back: facts scattered in filler, then a question about each fact.
+
+A model of two layers learns this in minutes on a CPU, so a needle test of it means something. Words
+come from a closed list, fillers say nothing about facts, and which code belongs to which name is
+drawn anew for every text: an answer can only be found in the text itself.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from internlm2_jax.data.tasks import NAMES, WORDS
+
+FACT = "The code of {subject} is {answer}."
+QUESTION = "What is the code of {subject}?"
+OPENING = "The code of {subject} is"
+CODES = WORDS[:48]
+_FILLER = WORDS[48:]
+_VERBS = ("meets", "follows", "leaves", "likes", "passes", "sees")
+TOKENS_OF_FACT, TOKENS_OF_QUESTION, TOKENS_OF_FILLER = 8, 15, 7
+
+
+def filler(rng: random.Random) -> str:
+    """A sentence in which no fact is."""
+    one, other = rng.sample(_FILLER, 2)
+    return f"The {one} {rng.choice(_VERBS)} the {other}."
+
+
+def filler_text(num_sentences: int, seed: int | str) -> str:
+    """A document of filler alone: what a needle is put into."""
+    rng = random.Random(f"filler {seed}")
+    return "\n".join(filler(rng) for _ in range(num_sentences))
+
+
+def recall_texts(count: int, num_tokens: int, seed: int) -> Iterator[str]:
+    """`count` texts of about `num_tokens` tokens: fillers and facts, one a line, then questions.
+
+    Tokens are counted as one a word or full stop, which is what a tokenizer trained on these texts
+    makes of them. Each text asks for all of its facts, in another order.
+    """
+    rng = random.Random(f"recall {num_tokens} {seed}")
+    for _ in range(count):
+        most = max(2, min(len(NAMES), num_tokens // (3 * (TOKENS_OF_FACT + TOKENS_OF_QUESTION))))
+        names = rng.sample(NAMES, rng.randint(max(1, most // 2), most))
+        facts = [(name, rng.choice(CODES)) for name in names]
+        taken = len(facts) * (TOKENS_OF_FACT + TOKENS_OF_QUESTION)
+        lines = [FACT.format(subject=name, answer=code) for name, code in facts]
+        lines += [filler(rng) for _ in range(max(0, num_tokens - taken) // TOKENS_OF_FILLER)]
+        rng.shuffle(lines)
+        rng.shuffle(facts)
+        for name, code in facts:
+            lines += [QUESTION.format(subject=name), FACT.format(subject=name, answer=code)]
+        yield "\n".join(lines)
