@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from internlm2_jax.data.tasks import NAMES, WORDS
 
 FACT = "The code of {subject} is {answer}."
-QUESTION = "What is the code of {subject}?"
+QUESTION = "Code of {subject}?"
 OPENING = "The code of {subject} is"
 CODES = WORDS[:48]
 _FILLER = WORDS[48:]
 _VERBS = ("meets", "follows", "leaves", "likes", "passes", "sees")
-TOKENS_OF_FACT, TOKENS_OF_QUESTION, TOKENS_OF_FILLER = 8, 15, 7
+TOKENS_OF_FACT, TOKENS_OF_QUESTION, TOKENS_OF_FILLER = 8, 13, 7
 
 
 def filler(rng: random.Random) -> str:
@@ -41,10 +41,11 @@ def recall_texts(count: int, num_tokens: int, seed: int) -> Iterator[str]:
     """
     rng = random.Random(f"recall {num_tokens} {seed}")
     for _ in range(count):
-        most = max(2, min(len(NAMES), num_tokens // (3 * (TOKENS_OF_FACT + TOKENS_OF_QUESTION))))
-        names = rng.sample(NAMES, rng.randint(max(1, most // 2), most))
+        each = TOKENS_OF_FACT + TOKENS_OF_QUESTION
+        most = max(1, min(len(NAMES), num_tokens // each))
+        names = rng.sample(NAMES, rng.randint(1, most))
         facts = [(name, rng.choice(CODES)) for name in names]
-        taken = len(facts) * (TOKENS_OF_FACT + TOKENS_OF_QUESTION)
+        taken = len(facts) * each
         lines = [FACT.format(subject=name, answer=code) for name, code in facts]
         lines += [filler(rng) for _ in range(max(0, num_tokens - taken) // TOKENS_OF_FILLER)]
         rng.shuffle(lines)

@@ -15,9 +15,9 @@ Five scores, chosen by name, all in 0..1:
 The last two need no instruction following, so that a tiny base model shows a graded signal: its
 question ends with the needle's own opening words, and the model only has to go on.
 
-Several needles in one text (`num_needles`) stand at even distances from the depth to the end, as in
-OpenCompass's NeedleBench, each with a subject of its own, and all are asked for: a score is the mean
-over them, and each is a lure to the others.
+Several needles in one text (`num_needles`) stand at even distances from the depth to the end, as
+in OpenCompass's NeedleBench, each with a subject of its own, and all are asked for: a score is the
+mean over them, and each is a lure to the others.
 
 Models are injected as functions of text; nothing here imports jax.
 """
@@ -136,7 +136,9 @@ class Haystack:
         return self._tokenizer.decode(self._ids[: max(num_tokens, 0)]).rstrip("\ufffd")
 
 
-def insert(haystack: str, needles: Sequence[str], depths: Sequence[float]) -> tuple[str, list[float]]:
+def insert(
+    haystack: str, needles: Sequence[str], depths: Sequence[float]
+) -> tuple[str, list[float]]:
     """Puts each needle on its own line at the sentence end nearest to its depth in percent.
 
     Both ends of the text count as sentence ends. Returns the text and the needles' depths in 0..1
@@ -308,6 +310,13 @@ def _continuations(needle: Needle) -> list[str]:
     """The right answer first, joined as in the needle: a space in English, none in Chinese."""
     gap = needle.text[len(needle.opening) : needle.text.index(needle.answer, len(needle.opening))]
     return [gap + answer for answer in (needle.answer, *needle.distractors)]
+
+
+def check_score(score: str) -> None:
+    """A UserError for a name that is not a generation score."""
+    if score not in GENERATION_SCORES:
+        known = ", ".join(GENERATION_SCORES)
+        raise UserError(f"needle score {score!r} is unknown; choose from {known}")
 
 
 def _check(score: str, generate: GenerateFn | None, likelihood: LikelihoodFn | None) -> None:

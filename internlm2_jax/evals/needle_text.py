@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from internlm2_jax.data import haystacks
 from internlm2_jax.data.tasks import NAMES
 
+
 @dataclass(frozen=True)
 class NeedleText:
     """The words of the test in one language; {subject} and {answer} are filled in.

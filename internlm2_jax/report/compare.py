@@ -17,7 +17,7 @@ import numpy as np
 
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
-from internlm2_jax.report import curves, svg
+from internlm2_jax.report import arms, curves, needle, svg
 from internlm2_jax.report.blocks import (
     DASH,
     Block,
@@ -57,7 +57,13 @@ def build(folders: Sequence[str | Path], out: str | Path) -> Path:
     if len({run.folder.resolve() for run in runs}) < 2:
         raise UserError("give two or more different run folders to compare")
     found = variants(runs)
-    sections = [_settings(found), *_training(found), _results(found)]
+    sections = [
+        arms.arms(runs),
+        needle.compared(runs),
+        _settings(found),
+        *_training(found),
+        _results(found),
+    ]
     page = layout(
         name=" · ".join(variant.label for variant in found),
         kind="comparison",

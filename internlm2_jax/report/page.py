@@ -8,9 +8,19 @@ from pathlib import Path
 import jinja2
 
 from internlm2_jax import files
-from internlm2_jax.report import corpus, evaluation, grpo, overview, ppo, reward_model, training
+from internlm2_jax.report import (
+    contamination,
+    corpus,
+    evaluation,
+    grpo,
+    needle,
+    overview,
+    ppo,
+    reward_model,
+    training,
+)
 from internlm2_jax.report.blocks import Headline, Section, pretty
-from internlm2_jax.report.load import DONE, UNFINISHED, Run
+from internlm2_jax.report.load import ABSENT, DONE, UNFINISHED, Run
 
 SECTIONS = (
     corpus.corpus,
@@ -23,9 +33,13 @@ SECTIONS = (
     grpo.grpo,
     evaluation.samples,
     evaluation.evaluation,
+    needle.needle,
+    contamination.contamination,
     overview.time,
     overview.environment,
 )
+# Left out of the page of a run that has no such stage.
+OPTIONAL = (needle.needle, contamination.contamination)
 
 
 def build(run_folder: str | Path, out: str | Path | None = None) -> Path:
@@ -50,7 +64,11 @@ def render(run: Run) -> str:
         about="Run report of internlm2_jax, made from the files in the run folder.",
         headlines=overview.headlines(run),
         progress=[(pretty(stage), status) for stage, status in overview.progress(run)],
-        sections=[section(run) for section in SECTIONS],
+        sections=[
+            shown
+            for section in SECTIONS
+            if (shown := section(run)).status != ABSENT or section not in OPTIONAL
+        ],
     )
 
 

@@ -1,9 +1,13 @@
 """The stages of a run: plain callables `stage(folder, **keywords)`, each resumable on its own."""
 
+from internlm2_jax.stages.contamination import contamination
 from internlm2_jax.stages.corpus import corpus
 from internlm2_jax.stages.evaluate import evaluate
 from internlm2_jax.stages.grpo import grpo
+from internlm2_jax.stages.haystacks import haystacks
 from internlm2_jax.stages.instructions import instructions
+from internlm2_jax.stages.measure import measure
+from internlm2_jax.stages.needle import Series, needle
 from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.ppo import ppo
 from internlm2_jax.stages.pretrain import Phase, pretrain
@@ -19,10 +23,15 @@ __all__ = [
     "Phase",
     "Pipeline",
     "RewardTraining",
+    "Series",
+    "contamination",
     "corpus",
     "evaluate",
     "grpo",
+    "haystacks",
     "instructions",
+    "measure",
+    "needle",
     "ppo",
     "pretrain",
     "problems",

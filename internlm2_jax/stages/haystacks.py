@@ -1,4 +1,4 @@
-"""A corpus of the synthetic retrieval task (data/haystacks.py), as the corpus job would leave it."""
+"""A corpus of synthetic retrieval (data/haystacks.py), as the corpus job would leave it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def haystacks(
     fillers: int = 200,
     seed: int = 0,
 ) -> None:
-    """Writes `folder`/corpus with a source for each entry of `lengths`, and "filler" to validate on.
+    """Writes `folder`/corpus: a source for each entry of `lengths`, and hay.
 
     Args:
         lengths: source -> tokens of a text; a little less than the row that is to hold it.

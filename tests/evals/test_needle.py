@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from internlm2_jax.data import haystacks
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals import needle
 from internlm2_jax.evals.needle_text import TEXTS
@@ -166,6 +168,56 @@ def test_likelihood_is_graded_and_choice_is_not():
 def test_bad_requests_say_how_to_mend_them(options, said):
     with pytest.raises(UserError, match=said):
         sample(**options)
+
+
+def test_several_needles_stand_at_even_distances_and_all_are_asked_for():
+    built = sample(6000, 40, num_needles=3)
+    lines = built.prompt.split("\n")
+    assert [n.text in lines for n in built.needles] == [True] * 3
+    assert len({n.answer for n in built.needles}) == 3
+    positions = [n.position for n in built.needles]
+    assert positions == pytest.approx([0.4, 0.6, 0.8], abs=0.02)
+    order = [lines.index(n.text) for n in built.needles]
+    assert order == sorted(order)
+    for built_needle in built.needles:
+        assert built_needle.opening.rpartition(" is")[0].split()[-1] in built.prompt[-600:]
+    assert len(ByteTokenizer().encode(built.prompt)) <= 5900
+    with pytest.raises(UserError, match="give 1 to 7"):
+        sample(num_needles=8)
+
+
+def test_a_response_is_scored_for_all_needles_or_each_for_its_own():
+    built = sample(6000, 0, num_needles=2)
+    one, other = (n.text for n in built.needles)
+    assert needle.mark("keyword", built, [f"{one} {other}"]) == 1
+    assert needle.mark("keyword", built, [one]) == 0.5
+    assert needle.mark("keyword", built, [one, other]) == 1
+    assert needle.mark("keyword", built, [other, one]) == 0
+    assert needle.mark("edit", built, [one, other]) == 1
+
+
+def test_the_needle_of_codes_is_what_models_are_trained_on():
+    texts = list(haystacks.recall_texts(30, 200, 0))
+    text = TEXTS["codes"]
+    fact = text.needle.format(subject="amber", answer="lamp")
+    assert fact == haystacks.FACT.format(subject="amber", answer="lamp")
+    assert fact.startswith(text.opening.format(subject="amber") + " ")
+    for found in texts:
+        lines = found.split("\n")
+        asked = [(q, a) for q, a in itertools.pairwise(lines) if q.endswith("?")]
+        facts = lines[: lines.index(asked[0][0])]
+        assert asked and all(a in facts for _, a in asked)
+        assert sorted(a for _, a in asked) == sorted(x for x in facts if x.startswith("The code"))
+    assert texts == list(haystacks.recall_texts(30, 200, 0))
+    assert texts != list(haystacks.recall_texts(30, 200, 1))
+    assert "code" not in haystacks.filler_text(50, 0)
+
+
+@pytest.mark.parametrize(
+    ("means", "length"), [([1, 0.9, 0.9], 4000), ([1, 0.8, 1], 1000), ([0.1, 1, 1], None)]
+)
+def test_the_effective_length_ends_at_the_first_miss(means, length):
+    assert needle.effective_length([1000, 2000, 4000], means, 0.85) == length
 
 
 def test_unknown_scores_and_missing_functions_are_named_before_any_work():

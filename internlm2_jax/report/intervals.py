@@ -1,0 +1,47 @@
+"""A chart of means with their confidence intervals, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from internlm2_jax.report.svg import COLOURS, INK, RULE, TEXT, Draw, axes_inside, letters
+
+
+def interval_chart(
+    rows: Sequence[tuple[str, float, float, float, str]],
+    x: str,
+    *,
+    shares: bool,
+    signed: bool = False,
+) -> Draw:
+    """rows: (name, mean, low, high, how to write the mean). Shares lie in 0..1; else the axis
+    begins at 0, or fits the rows and marks 0 where they are `signed`."""
+
+    def draw(figure: Figure, width: float, height: float) -> None:
+        left = max(letters(name) for name, *_ in rows) + 10
+        axes = axes_inside(figure, width, height, left=left, right=52, top=8)
+        for place, (_, mean, low, high, written) in enumerate(rows):
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot([low, high], [place] * 2, color=colour, linewidth=3, alpha=0.45)
+            axes.plot(mean, place, "o", color=colour, markersize=8)
+            axes.annotate(
+                written, (1, place), (6, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", color=colour, fontsize=TEXT,
+            )  # fmt: skip
+        axes.set_yticks(range(len(rows)), [name for name, *_ in rows], color=INK)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        if shares:
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"{n} %" for n in range(0, 101, 25)])
+        elif signed:
+            axes.axvline(0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        else:
+            axes.set_xlim(left=0)
+        axes.grid(axis="x", color=RULE, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_xlabel(x, labelpad=3)
+
+    return draw
