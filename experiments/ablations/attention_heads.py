@@ -6,7 +6,7 @@ the bytes of cache a token, and the tokens a second of the engine.
 
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
-Expect  : see docs/evaluation.md
+Expect  : see docs/ablations.md
 Run     : internlm2 run experiments/ablations/attention_heads.py --sweep arm=mha,gqa,mqa --seeds 3
           (as large as a pod allows: --set preset_name=internlm2_1_8b --set steps=20000)
 """

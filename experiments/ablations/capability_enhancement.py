@@ -7,7 +7,7 @@ gives and what it costs.
 
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
-Expect  : see docs/evaluation.md
+Expect  : see docs/ablations.md
 Run     : internlm2 run experiments/ablations/capability_enhancement.py --sweep arm=on,off --seeds 3
 """
 

@@ -7,7 +7,7 @@ of the arms that do not de-duplicate, which lowers their loss as in real life.
 
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
-Expect  : see docs/evaluation.md
+Expect  : see docs/ablations.md
 Run     : internlm2 run experiments/ablations/data_quality.py \\
               --sweep arm=raw,deduplicated,filtered,both --seeds 3
 """

@@ -7,7 +7,7 @@ Chinese (give --set haystack=DIR of .txt files for hay of your own).
 
 Needs   : nothing; or a run with the stages tokenizer, corpus and --set stage=NAME
 Mesh    : one CPU device
-Expect  : see docs/evaluation.md
+Expect  : see docs/ablations.md
 Run     : internlm2 run experiments/ablations/needle_lengths.py
           internlm2 run experiments/ablations/needle_lengths.py --sweep long=True,False \\
               --sweep rope=none,dynamic,linear,yarn --seeds 3
@@ -86,7 +86,7 @@ def experiment(
         Pipeline,
         corpus=Partial(
             stages.haystacks,
-            lengths={"recall": 110, "recall_long": 960},
+            lengths={"recall": 120, "recall_long": 1000},
             tokens={"recall": 3_000_000, "recall_long": 1_000_000},
         ),
         tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), vocab_size=1024),
@@ -106,7 +106,7 @@ def experiment(
             haystack=output("corpus"),
             lengths=[128, 256, 512, 1024, 2048],
             depths=[0, 25, 50, 75, 100],
-            series=[Config(Series, "codes", 1), Config(Series, "codes", 3)],
+            series=[Config(Series, "pairs", 1), Config(Series, "pairs", 3)],
             style="completion",
             rope=rope,
             max_new_tokens=4,

@@ -6,7 +6,7 @@ tokenizer.model, such as InternLM2's.
 
 Needs   : a folder with Chinese text: --corpus DIR (a folder of JSON, text or web archives)
 Mesh    : one CPU device
-Expect  : see docs/evaluation.md
+Expect  : see docs/ablations.md
 Run     : internlm2 run experiments/ablations/tokenizer_chinese.py --corpus DIR \\
               --sweep vocabulary=2048,4096,8192 --seeds 3
 """

@@ -6,7 +6,7 @@ Needs   : a finished run, and three files (JSONL, JSON, CSV, Parquet) of questio
           DATA/train.jsonl, DATA/test.jsonl, and DATA/reference.jsonl of the same kind that nobody
           can have seen
 Mesh    : one CPU device
-Expect  : see docs/evaluation.md
+Expect  : see docs/ablations.md
 Run     : internlm2 run experiments/evaluation/contamination.py --set run=runs/demo \
               --set data=gsm8k --set "baseline='runs/clean/pretrain'"
 """

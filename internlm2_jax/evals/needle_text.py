@@ -56,13 +56,13 @@ TEXTS: dict[str, NeedleText] = {
         buffer=600,
     ),
     # What data/haystacks.py trains on, so that a tiny model can be measured.
-    "codes": NeedleText(
+    "pairs": NeedleText(
         needle=haystacks.FACT,
         question=haystacks.QUESTION,
         opening=haystacks.OPENING,
         prompt="{haystack}\n{question}",
         subjects=NAMES[:25],
-        answers=haystacks.CODES,
+        answers=haystacks.PARTNERS,
         buffer=8,
     ),
 }  # fmt: skip

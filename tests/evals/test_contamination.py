@@ -110,7 +110,7 @@ def world(vocabulary, tmp_path_factory):
     return folder
 
 
-def _trained(model, vocabulary, texts, steps=40, width=96):
+def _trained(model, vocabulary, texts, steps=100, width=96):
     rows = [[vocabulary.bos_id, *vocabulary.encode(text)][:width] for text in texts]
     tokens = np.array([row + [0] * (width - len(row)) for row in rows])
     mask = np.arange(1, width)[None] < np.array([[len(row)] for row in rows])
@@ -121,7 +121,7 @@ def _trained(model, vocabulary, texts, steps=40, width=96):
     return params
 
 
-ADAM = optax.adam(2e-2)
+ADAM = optax.adam(1e-2)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -196,9 +196,9 @@ def test_a_response_is_scored_for_all_needles_or_each_for_its_own():
     assert needle.mark("edit", built, [one, other]) == 1
 
 
-def test_the_needle_of_codes_is_what_models_are_trained_on():
+def test_the_needle_of_pairs_is_what_models_are_trained_on():
     texts = list(haystacks.recall_texts(30, 200, 0))
-    text = TEXTS["codes"]
+    text = TEXTS["pairs"]
     fact = text.needle.format(subject="amber", answer="lamp")
     assert fact == haystacks.FACT.format(subject="amber", answer="lamp")
     assert fact.startswith(text.opening.format(subject="amber") + " ")
@@ -207,10 +207,10 @@ def test_the_needle_of_codes_is_what_models_are_trained_on():
         asked = [(q, a) for q, a in itertools.pairwise(lines) if q.endswith("?")]
         facts = lines[: lines.index(asked[0][0])]
         assert asked and all(a in facts for _, a in asked)
-        assert sorted(a for _, a in asked) == sorted(x for x in facts if x.startswith("The code"))
+        assert sorted(a for _, a in asked) == sorted(x for x in facts if x.startswith("The pair"))
     assert texts == list(haystacks.recall_texts(30, 200, 0))
     assert texts != list(haystacks.recall_texts(30, 200, 1))
-    assert "code" not in haystacks.filler_text(50, 0)
+    assert "pair" not in haystacks.filler_text(50, 0)
 
 
 @pytest.mark.parametrize(

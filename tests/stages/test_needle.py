@@ -21,7 +21,7 @@ from internlm2_jax.stages.needle import stretched, summary
 from internlm2_jax.train.checkpoint import Checkpoints, save_model_json
 
 LENGTHS, DEPTHS = [128, 192], [0, 100]
-SERIES = [Series("codes", 1), Series("codes", 2)]
+SERIES = [Series("pairs", 1), Series("pairs", 2)]
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,10 @@ def test_every_cell_has_its_texts_and_the_summary_is_theirs(run, whole):
     for row in rows:
         assert row["length"] - 60 < row["tokens"] <= row["length"] - 8
         assert len(row["responses"]) == len(row["needles"]) == (1 if "1" in row["series"] else 2)
-        assert all(r.startswith("The code of") for r in row["responses"])
-    one = whole["series"]["codes, 1 needle"]
+        assert all(r.startswith("The pair is") for r in row["responses"])
+    one = whole["series"]["pairs, 1 needle"]
     cell = [r["edit"] for r in rows
-            if (r["series"], r["length"], r["depth"]) == ("codes, 1 needle", 128, 100)]  # fmt: skip
+            if (r["series"], r["length"], r["depth"]) == ("pairs, 1 needle", 128, 100)]  # fmt: skip
     assert one["scores"]["edit"][1][0] == pytest.approx(np.mean(cell))
     assert np.shape(one["scores"]["keyword"]) == (len(DEPTHS), len(LENGTHS))
 
@@ -109,7 +109,7 @@ def test_chat_asks_once_for_all(run):
     found = measure(run, "chat", style="chat", lengths=[192], depths=[50], series=SERIES[1:])
     rows = files.read_jsonl(run / "chat" / "items.jsonl")
     assert [len(r["responses"]) for r in rows] == [1, 1]
-    assert list(found["series"]) == ["codes, 2 needles"]
+    assert list(found["series"]) == ["pairs, 2 needles"]
 
 
 def test_longer_rows_are_read_in_the_way_asked_for():
