@@ -36,8 +36,8 @@ def filler_text(num_sentences: int, seed: int | str) -> str:
 def recall_texts(count: int, num_tokens: int, seed: int) -> Iterator[str]:
     """`count` texts of about `num_tokens` tokens: fillers and facts, one a line, then questions.
 
-    Tokens are counted as one a word and one a line end, which is what a tokenizer trained on these texts
-    makes of them. Each text asks for all of its facts, in another order.
+    Tokens are counted as one a word and one a line end, which is what a tokenizer trained on these
+    texts makes of them. Each text asks for all of its facts, in another order.
     """
     rng = random.Random(f"recall {num_tokens} {seed}")
     for _ in range(count):
