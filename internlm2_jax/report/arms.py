@@ -30,9 +30,9 @@ def by_arm(runs: Sequence[Run], stage: str) -> dict[str, list[Run]]:
 
 def seeds(found: dict[str, list[Run]]) -> str:
     """What intervals are of, for the note of a table or chart."""
-    counts = ", ".join(f"{arm} {len(members)}" for arm, members in found.items())
+    counts = "; ".join(f"{arm}: {len(members)}" for arm, members in found.items())
     return (
-        f"Means over seeds (of {counts}); brackets and bars are {CONFIDENCE:.0%} confidence "
+        f"Means over seeds ({counts}); brackets and bars are {CONFIDENCE:.0%} confidence "
         "intervals (Student's t)."
     )
 
@@ -87,9 +87,8 @@ def _intervals(found: dict[str, list[Run]], key: str) -> dict[str, Interval]:
 
 def _text(key: str, interval: Interval) -> str:
     write = percent if key.startswith(_SHARES) else num
-    if interval.count < 2 or interval.low == interval.high:
-        return write(interval.mean)
-    return f"{write(interval.mean)} [{write(interval.low)}, {write(interval.high)}]"
+    mean, low, high = write(interval.mean), write(interval.low), write(interval.high)
+    return mean if low == high else f"{mean} [{low}, {high}]"
 
 
 def _chart(key: str, found: dict[str, Interval]) -> Block:
@@ -104,6 +103,7 @@ def _chart(key: str, found: dict[str, Interval]) -> Block:
             [(arm, i.mean, i.low, i.high, write(i.mean)) for arm, i in found.items()],
             name.lower(),
             shares=key.startswith(_SHARES),
+            zero="absent",
         ),
         height=70 + 34 * len(found),
     )

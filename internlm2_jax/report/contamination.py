@@ -50,7 +50,7 @@ def _chart(result: Record) -> Block:
         title=f"Differences of losses: {said}",
         alt=f"Differences of mean losses with their intervals: {said}.",
         source=SOURCE,
-        draw=interval_chart(rows, "nats per token", shares=False, signed=True),
+        draw=interval_chart(rows, "nats per token", shares=False, zero="line"),
         height=70 + 34 * len(rows),
         note=f"Intervals at confidence {result.text('confidence')}. The test set counts as trained "
         f"on when the first lies wholly below −{margin}, the training set when the second lies "

@@ -100,7 +100,7 @@ def _line(result: Record, found: Sequence[Record], label: str, number: int) -> L
 
 def _curve(result: Record, lines: Sequence[Line], source: str, note: str) -> Block:
     threshold = result.number("threshold") or 0.0
-    ends = ", ".join(f"{line.label} {percent(float(line.series.y[-1]))}" for line in lines)
+    ends = "; ".join(f"{line.label} {percent(float(line.series.y[-1]))}" for line in lines)
     longest = short(float(result.array("lengths").max()))
     return svg.picture(
         title=f"Mean score over length; at {longest}: {ends}" if len(lines) < 5
@@ -108,8 +108,9 @@ def _curve(result: Record, lines: Sequence[Line], source: str, note: str) -> Blo
         alt=f"Line chart of mean needle score over context length; at {longest}: {ends}.",
         source=source,
         draw=curves.line_chart(
-            lines, "log2 of the context length in tokens", "mean score",
+            lines, "context length, tokens", "mean score",
             levels=[Level(threshold, "found")], bottom=0.0, top=1.03,
+            places={float(np.log2(n)): short(n) for n in result.array("lengths")},
         ),
         height=280, wide=330, note=note,
     )  # fmt: skip

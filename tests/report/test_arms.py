@@ -59,7 +59,7 @@ def test_arms_are_means_over_seeds_with_students_interval(runs):
     assert list(rows["num_params"]) == ["1,000", "1,000"]
     assert list(rows["dropped/filter"]) == ["25 %", "25 %"]
     assert [row[0].text for row in table.rows][:2] == ["loss", "loss/text"]
-    assert table.head == ["Measure", "mha", "mqa"] and "mha 3, mqa 3" in table.note
+    assert table.head == ["Measure", "mha", "mqa"] and "mha: 3; mqa: 3" in table.note
     assert [block.title for block in grid.blocks] == ["Loss", "Loss, text"]
 
 
@@ -88,7 +88,7 @@ def test_a_runs_page_shows_heat_maps_and_what_missed(tmp_path):
     assert "mean keyword score 75 %" in section.blocks[1].blocks[0].title
     assert section.blocks[2].rows == [["pairs, 1 needle", "1,024"]]
     text = page.build(run).read_text()
-    assert "1 of 1 answers that missed" in text and "is &lt;b&gt;" in text
+    assert "1 of 1 answers that missed" in text and "amber &lt;b&gt;" in text
     assert "Contamination" not in text
 
 
