@@ -63,6 +63,6 @@ TEXTS: dict[str, NeedleText] = {
         prompt="{haystack}\n{question}",
         subjects=NAMES[:25],
         answers=haystacks.PARTNERS,
-        buffer=8,
+        buffer=12,
     ),
 }  # fmt: skip

@@ -38,8 +38,8 @@ SECTIONS = (
     overview.time,
     overview.environment,
 )
-# Left out of the page of a run that has no such stage.
-OPTIONAL = (needle.needle, contamination.contamination)
+# Sections that an unknown run is not expected to have; others are shown as not run yet.
+OPTIONAL = ("needle", "contamination")
 
 
 def build(run_folder: str | Path, out: str | Path | None = None) -> Path:
@@ -67,9 +67,16 @@ def render(run: Run) -> str:
         sections=[
             shown
             for section in SECTIONS
-            if (shown := section(run)).status != ABSENT or section not in OPTIONAL
+            if (shown := section(run)).status != ABSENT or _expected(run, shown.id)
         ],
     )
+
+
+def _expected(run: Run, section: str) -> bool:
+    """Whether a run whose list of stages is known will have this section."""
+    listed = run.record("pipeline.json").strings("stages")
+    stage = "evaluate" if section == "samples" else section
+    return any(s.startswith(stage) for s in listed) if listed else section not in OPTIONAL
 
 
 def layout(
