@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Interval:
     count: int
 
 
-def student(values: Sequence[float]) -> Interval:
+def student(values: Values) -> Interval:
     """Mean with Student's t interval; of one value alone, low and high are the mean."""
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
@@ -29,7 +30,7 @@ def student(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
-def welch(a: Sequence[float], b: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+def welch(a: Values, b: Values, confidence: float = CONFIDENCE) -> Interval:
     """mean(a) - mean(b) of two independent samples with Welch's interval, variances unequal."""
     found = stats.ttest_ind(a, b, equal_var=False)
     low, high = found.confidence_interval(confidence)

@@ -59,7 +59,7 @@ def _chart(result: Record) -> Block:
 
 
 def _overlap(overlap: dict[str, Record]) -> Block:
-    rows = [
+    rows: list[list[str | Cell]] = [
         [name, num(o.number("indexed")), num(o.number("found")), percent(o.number("share")),
          Cell(", ".join(f"{s.text('example')} in {s.text('document')}"
                         for s in o.records("samples")[:3]) or "none")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -188,7 +187,7 @@ def _losses(
     examples = [example for some in sets.values() for example in some.examples]
     with files.explain_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
+        handle = path.open("ab")
     with handle, Progress("losses", len(models) * len(examples), "example") as progress:
         for name, stage in models.items():
             left = [e for e in examples if (name, e.id) not in known]
@@ -200,7 +199,7 @@ def _losses(
                 known[name, left[i].id] = loss
                 row = {"model": name, "example": left[i].id, "loss": loss}
                 with files.explain_disk_errors(path):
-                    handle.write(json.dumps(row) + "\n")
+                    handle.write(files.json_bytes(row) + b"\n")
                 progress.update(1, loss=loss)
     return {
         name: {split: [known[name, e.id] for e in some.examples] for split, some in sets.items()}

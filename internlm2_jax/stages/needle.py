@@ -9,7 +9,6 @@ into the engine's pages, and those that do not fit wait.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -91,6 +90,8 @@ def needle(
         slots: texts that are answered together, where they fit.
     """
     protocol.check_score(score)
+    if style not in ("chat", "completion"):
+        raise UserError(f"needle: style is {style!r}; choose chat or completion")
     vocabulary = Tokenizer.load(Path(tokenizer) / "tokenizer.model")
     trained, params = load_model(Path(model))
     longest = max(lengths) + max_new_tokens
@@ -106,7 +107,7 @@ def needle(
     hay = [protocol.Haystack(vocabulary, texts, seed=seed + r) for r in range(repeats)]
     with files.explain_disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
+        handle = path.open("ab")
     with handle, Progress("needle", total=len(cells), unit="cell") as progress:
         for s, length, depth in cells:
             if (s.name, length, depth) in done:
@@ -130,7 +131,7 @@ def needle(
                 for r, (sample, given) in enumerate(zip(samples, answers, strict=True))
             ]  # fmt: skip
             with files.explain_disk_errors(path):
-                handle.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in new))
+                handle.write(b"".join(files.json_bytes(row) + b"\n" for row in new))
                 handle.flush()
             rows += new
             progress.update(1, score=float(np.mean([row[score] for row in new])))
@@ -243,15 +244,13 @@ def _answers(
                          add_generation_prompt=True).ids]
             for s in samples
         ]  # fmt: skip
-        stop = ()
-    elif style == "completion":
+        stop: tuple[str, ...] = ()
+    else:
         groups = [
             [[vocabulary.bos_id, *vocabulary.encode(f"{s.prompt}\n{n.opening}")] for n in s.needles]
             for s in samples
         ]
         stop = ("\n",)
-    else:
-        raise UserError(f"needle: style is {style!r}; choose chat or completion")
     responses = engine.run(
         [
             Request(ids, max_new_tokens, stop=stop,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 
@@ -202,15 +201,17 @@ def test_the_needle_of_pairs_is_what_models_are_trained_on():
     fact = text.needle.format(subject="amber", answer="lamp")
     assert fact == haystacks.FACT.format(subject="amber", answer="lamp")
     assert fact.startswith(text.opening.format(subject="amber") + " ")
+    assert text.question == haystacks.QUESTION
     for found in texts:
         lines = found.split("\n")
-        asked = [(q, a) for q, a in itertools.pairwise(lines) if q.endswith("?")]
-        facts = lines[: lines.index(asked[0][0])]
-        assert asked and all(a in facts for _, a in asked)
-        assert sorted(a for _, a in asked) == sorted(x for x in facts if x.startswith("The pair"))
+        facts, asked = lines[: lines.index("?")], lines[lines.index("?") + 1 :]
+        assert asked and set(asked) == {x for x in facts if not x.startswith("The ")}
+        assert len(asked) == haystacks.ASKED * len(set(asked))
+        assert len({x.split()[0] for x in asked}) == len(set(asked))
     assert texts == list(haystacks.recall_texts(30, 200, 0))
     assert texts != list(haystacks.recall_texts(30, 200, 1))
-    assert "pair" not in haystacks.filler_text(50, 0)
+    words = set(haystacks.filler_text(50, 0).replace(".", "").split())
+    assert not words & {*haystacks.NAMES, *haystacks.PARTNERS}
 
 
 @pytest.mark.parametrize(
