@@ -120,22 +120,21 @@ def _funnel(path: Path) -> dict[str, float]:
 def _speed(
     network: Any, params: Any, rows: int, prompt: int, new: int, seed: int
 ) -> dict[str, float]:
-    """Bytes of cache a token, and tokens a second of the second of two equal batches."""
+    """Bytes of cache a token, and tokens a second of the fastest of three batches, compiled."""
     config = EngineConfig(
         slots=rows, max_length=prompt + new, prefill=((rows, prompt),), steps=min(new, 64)
     )
     engine = Engine(network, params, config)
     rng = np.random.default_rng(seed)
 
-    def run() -> tuple[int, float]:
+    def run() -> float:
         ids = rng.integers(3, network.cfg.vocab_size, (rows, prompt)).tolist()
         before = time.perf_counter()
         found = engine.run([Request(row, new, row=i) for i, row in enumerate(ids)])
-        return sum(len(r.tokens) for r in found), time.perf_counter() - before
+        return sum(len(r.tokens) for r in found) / (time.perf_counter() - before)
 
-    run()
-    count, seconds = run()
+    run(), run()  # the second meets arrays that a program made, and may compile again
     return {
         "cache_bytes_per_token": kv.bytes_per_token(network.cfg),
-        "decode_tokens_per_second": count / seconds,
+        "decode_tokens_per_second": max(run() for _ in range(3)),
     }
