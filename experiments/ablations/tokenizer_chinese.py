@@ -4,7 +4,7 @@ Each arm has its own tokenizer and a model of one width trained on the same numb
 per byte compare them. An arm is a size of vocabulary, trained on the corpus, or the path of a
 tokenizer.model, such as InternLM2's.
 
-Needs   : a folder with Chinese text: --corpus DIR (a folder of JSON, text or web archives)
+Needs   : a folder with Chinese text: --corpus DIR (a folder of text files)
 Mesh    : one CPU device
 Expect  : see docs/ablations.md
 Run     : internlm2 run experiments/ablations/tokenizer_chinese.py --corpus DIR \\
