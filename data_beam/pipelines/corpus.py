@@ -45,6 +45,7 @@ def run(
     validation_fraction: float = 0.02,
     shards: int = 2,
     filters: Mapping[str, Sequence[rules.Rule]] | None = None,
+    deduplicate: bool = True,
     beam_options: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Builds OUTPUT/corpus and returns its funnel (also in OUTPUT/corpus/funnel.json).
@@ -52,7 +53,8 @@ def run(
     Reads every text and code file below `corpus`, or, when that is None, what the machine holds
     (`io.harvest`). At most about `max_bytes` of text are read, half of it code if possible (None =
     everything); a machine with less than `min_bytes` is a UserError. `filters` are rules per source
-    instead of the presets. Equal files, seed and settings give equal bytes.
+    instead of the presets; without `deduplicate` copies stay. Equal files, seed
+    and settings give equal bytes.
     """
     near = NearDuplicates(
         ngram=ngram, num_perm=num_perm, bands=bands, rows=rows, threshold=threshold
@@ -81,7 +83,7 @@ def run(
     recipe = build.Recipe(
         rules=filters or default_rules(),
         attributes=(TextSignals(), Fingerprints(ngram=ngram, num_perm=num_perm, seed=seed)),
-        near=near,
+        near=near if deduplicate else None,
         mix=write.Mix(seed=seed, validation_fraction=validation_fraction),
         max_removed_share=1,  # a person's own folder may be mostly copies
     )

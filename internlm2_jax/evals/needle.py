@@ -15,6 +15,10 @@ Five scores, chosen by name, all in 0..1:
 The last two need no instruction following, so that a tiny base model shows a graded signal: its
 question ends with the needle's own opening words, and the model only has to go on.
 
+Several needles in one text (`num_needles`) stand at even distances from the depth to the end, as
+in OpenCompass's NeedleBench, each with a subject of its own, and all are asked for: a score is the
+mean over them, and each is a lure to the others.
+
 Models are injected as functions of text; nothing here imports jax.
 """
 
@@ -22,12 +26,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from internlm2_jax.errors import UserError
+from internlm2_jax.evals.needle_text import TEXTS, NeedleText
 from internlm2_jax.progress import Progress
 
 GenerateFn = Callable[[list[list[dict[str, str]]]], list[str]]
@@ -43,71 +48,33 @@ class Tokenizer(Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
 
-@dataclass(frozen=True)
-class NeedleText:
-    """The words of the test in one language; {subject} and {answer} are filled in.
-
-    buffer: tokens kept free for the response and the chat frame (OpenCompass: 600 en, 200 zh).
-    """
-
-    needle: str
-    question: str
-    opening: str
-    prompt: str
-    subjects: tuple[str, ...]
-    answers: tuple[str, ...]
-    buffer: int
-
-
-# Repeat 0 with seed 0 in Chinese is the report's own needle. Subjects and answers are stepped
-# through together; their numbers have no common factor, so pairs repeat only after their product.
-TEXTS: dict[str, NeedleText] = {
-    "zh": NeedleText(
-        needle="{subject}最喜欢的实习的地点就是{answer}。",
-        question="{subject}最喜欢的实习地点是哪里？"
-        "你的回答格式应该为“{subject}最喜欢的实习地点就是________。”",
-        opening="{subject}最喜欢的实习的地点就是",
-        prompt="请阅读下面的文档，然后简短地回答最后的问题。\n{haystack}\n\n问题：{question}",
-        subjects=("小明", "小红", "小刚", "李雷", "韩梅", "王芳", "张伟"),
-        answers=(
-            "上海人工智能实验室", "北京天文馆", "广州植物园", "成都水电站", "杭州图书馆",
-            "南京博物院", "青岛造船厂", "西安气象台",
-        ),
-        buffer=200,
-    ),
-    "en": NeedleText(
-        needle="The favourite internship place of {subject} is the {answer}.",
-        question="What is the favourite internship place of {subject}? Answer in the form "
-        '"The favourite internship place of {subject} is the ________."',
-        opening="The favourite internship place of {subject} is the",
-        prompt="Read the document below, then answer the question at its end in one sentence.\n"
-        "{haystack}\n\nQuestion: {question}",
-        subjects=("Anna", "Boris", "Chen", "Dalia", "Emil", "Farah", "Goran"),
-        answers=(
-            "Shanghai AI Laboratory", "Lisbon planetarium", "Bergen fish market",
-            "Nairobi seed bank", "Quito observatory", "Dublin print museum",
-            "Hobart weather station", "Kyoto railway yard",
-        ),
-        buffer=600,
-    ),
-}  # fmt: skip
-
 # A sentence ends at Chinese full stops, at Latin ones before white space, or at a line's end.
 _SENTENCE_END = re.compile(r"[。！？]|[.!?](?=\s)|\n")
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One prompt. `num_tokens` counts the whole of it; `position` is the needle's real depth, 0..1,
-    in characters of the haystack."""
+class Needle:
+    """One sentence to find. `opening` is how it begins, up to the answer; `position` its real
+    depth, 0..1, in characters of the haystack."""
 
-    prompt: str
+    text: str
     opening: str
-    needle: str
     answer: str
     distractors: tuple[str, ...]
+    position: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt, which asks for all of its needles. `num_tokens` counts the whole of it."""
+
+    prompt: str
+    needles: tuple[Needle, ...]
     num_tokens: int
-    position: float
+
+    @property
+    def first(self) -> Needle:
+        return self.needles[0]
 
 
 def edit_score(response: str, reference: str) -> float:
@@ -121,20 +88,20 @@ def edit_score(response: str, reference: str) -> float:
     return 1 - row[-1] / max(len(a), len(b), 1)
 
 
-def needle_score(response: str, sample: Sample) -> float:
+def needle_score(response: str, needle: Needle) -> float:
     """1 when the keyword occurs, else a fifth of the edit score (OpenCompass NeedleBench)."""
-    found = keyword_score(response, sample)
-    return found or 0.2 * edit_score(response, sample.needle)
+    found = keyword_score(response, needle)
+    return found or 0.2 * edit_score(response, needle.text)
 
 
-def keyword_score(response: str, sample: Sample) -> float:
+def keyword_score(response: str, needle: Needle) -> float:
     """1 when the answer occurs in the response as it stands, else 0."""
-    return float(sample.answer in response)
+    return float(needle.answer in response)
 
 
-GENERATION_SCORES: dict[str, Callable[[str, Sample], float]] = {
+GENERATION_SCORES: dict[str, Callable[[str, Needle], float]] = {
     "keyword": keyword_score,
-    "edit": lambda response, sample: edit_score(response, sample.needle),
+    "edit": lambda response, needle: edit_score(response, needle.text),
     "needlebench": needle_score,
 }
 
@@ -169,15 +136,20 @@ class Haystack:
         return self._tokenizer.decode(self._ids[: max(num_tokens, 0)]).rstrip("\ufffd")
 
 
-def insert(haystack: str, needle: str, depth: float) -> tuple[str, float]:
-    """Puts `needle` on its own line at the sentence end nearest to `depth` percent.
+def insert(
+    haystack: str, needles: Sequence[str], depths: Sequence[float]
+) -> tuple[str, list[float]]:
+    """Puts each needle on its own line at the sentence end nearest to its depth in percent.
 
-    Both ends of the text count as sentence ends. Returns the text and the needle's depth in 0..1.
+    Both ends of the text count as sentence ends. Returns the text and the needles' depths in 0..1
+    of the haystack's characters.
     """
     ends = [0, *(match.end() for match in _SENTENCE_END.finditer(haystack)), len(haystack)]
-    place = min(ends, key=lambda end: abs(end - len(haystack) * depth / 100))
-    text = f"{haystack[:place]}\n{needle}\n{haystack[place:]}"
-    return text, place / max(len(haystack), 1)
+    places = [min(ends, key=lambda end: abs(end - len(haystack) * d / 100)) for d in depths]
+    text = haystack
+    for place, needle in sorted(zip(places, needles, strict=True), key=lambda p: -p[0]):
+        text = f"{text[:place]}\n{needle}\n{text[place:]}"
+    return text, [place / max(len(haystack), 1) for place in places]
 
 
 def build_sample(
@@ -188,13 +160,15 @@ def build_sample(
     *,
     language: str = "en",
     index: int = 0,
+    num_needles: int = 1,
     num_distractors: int = 3,
     buffer: int | None = None,
 ) -> Sample:
     """One prompt of at most `length - buffer` tokens, question included, and close to it.
 
     length: tokens of the whole test; buffer: those left for the answer (default: the language's).
-    depth: percent, 0 = start of the haystack, 100 = right before the question.
+    depth: percent, 0 = start of the haystack, 100 = right before the question; of several needles,
+        where the first stands.
     index: which subject and answer; the distractors are the answers after it in the list.
     Raises UserError for an unknown language, a depth outside 0..100, or a length with no room.
     """
@@ -205,16 +179,19 @@ def build_sample(
         raise UserError(f"needle depth {depth} is not a percentage; give 0 to 100")
     if not 1 <= num_distractors < len(text.answers):
         raise UserError(f"{num_distractors} distractors; give 1 to {len(text.answers) - 1}")
-    subject = text.subjects[index % len(text.subjects)]
-    answers = [text.answers[(index + i) % len(text.answers)] for i in range(num_distractors + 1)]
-    needle = text.needle.format(subject=subject, answer=answers[0])
-    question = text.question.format(subject=subject)
+    if not 1 <= num_needles <= len(text.subjects):
+        raise UserError(f"{num_needles} needles; give 1 to {len(text.subjects)}")
+    needles = [_needle(text, index + i, num_distractors) for i in range(num_needles)]
+    depths = [depth + (100 - depth) * i / num_needles for i in range(num_needles)]
+    question = "\n".join(
+        text.question.format(subject=_pick(text.subjects, index + i)) for i in range(num_needles)
+    )
     room = length - (text.buffer if buffer is None else buffer)
 
-    def render(num_tokens: int) -> tuple[str, float, int]:
-        content, position = insert(haystack.take(num_tokens), needle, depth)
+    def render(num_tokens: int) -> tuple[str, list[float], int]:
+        content, positions = insert(haystack.take(num_tokens), [n.text for n in needles], depths)
         prompt = text.prompt.format(haystack=content, question=question)
-        return prompt, position, len(tokenizer.encode(prompt))
+        return prompt, positions, len(tokenizer.encode(prompt))
 
     frame = render(0)[2]
     if frame > room:
@@ -229,11 +206,24 @@ def build_sample(
     while rendered[2] > room and size > 0:
         size = max(size - (rendered[2] - room), 0)
         rendered = render(size)
-    prompt, position, num_tokens = rendered
-    return Sample(
-        prompt=prompt, opening=text.opening.format(subject=subject), needle=needle,
-        answer=answers[0], distractors=tuple(answers[1:]), num_tokens=num_tokens, position=position,
-    )  # fmt: skip
+    prompt, positions, num_tokens = rendered
+    placed = zip(needles, positions, strict=True)
+    return Sample(prompt, tuple(replace(n, position=p) for n, p in placed), num_tokens)
+
+
+def _pick(items: Sequence[str], index: int) -> str:
+    return items[index % len(items)]
+
+
+def _needle(text: NeedleText, index: int, num_distractors: int) -> Needle:
+    subject = _pick(text.subjects, index)
+    answer, *others = (_pick(text.answers, index + i) for i in range(num_distractors + 1))
+    return Needle(
+        text.needle.format(subject=subject, answer=answer),
+        text.opening.format(subject=subject),
+        answer,
+        tuple(others),
+    )
 
 
 def needle_grid(
@@ -247,6 +237,7 @@ def needle_grid(
     likelihood: LikelihoodFn | None = None,
     language: str = "en",
     repeats: int = 10,
+    num_needles: int = 1,
     num_distractors: int = 3,
     buffer: int | None = None,
     seed: int = 0,
@@ -267,7 +258,7 @@ def needle_grid(
                 samples = [
                     build_sample(
                         tokenizer, haystack, length, depth, language=language, index=seed + repeat,
-                        num_distractors=num_distractors, buffer=buffer,
+                        num_needles=num_needles, num_distractors=num_distractors, buffer=buffer,
                     )
                     for repeat, haystack in enumerate(haystacks)
                 ]  # fmt: skip
@@ -288,17 +279,44 @@ def score_samples(
     if score in GENERATION_SCORES:
         assert generate is not None
         responses = generate([[{"role": "user", "content": s.prompt}] for s in samples])
-        mark = GENERATION_SCORES[score]
-        return [mark(text, sample) for text, sample in zip(responses, samples, strict=True)]
+        return [mark(score, s, [text]) for text, s in zip(responses, samples, strict=True)]
     assert likelihood is not None
-    requests = [(f"{s.prompt}\n{s.opening}", _continuations(s)) for s in samples]
-    return [LIKELIHOOD_SCORES[score](logps) for logps in likelihood(requests)]
+    asked = [(s, needle) for s in samples for needle in s.needles]
+    found = likelihood([(f"{s.prompt}\n{n.opening}", _continuations(n)) for s, n in asked])
+    marks = iter(LIKELIHOOD_SCORES[score](logps) for logps in found)
+    return [float(np.mean([next(marks) for _ in s.needles])) for s in samples]
 
 
-def _continuations(sample: Sample) -> list[str]:
+def mark(score: str, sample: Sample, responses: Sequence[str]) -> float:
+    """A generation score: `responses` are one to all needles, or one to each."""
+    texts = [*responses] * len(sample.needles) if len(responses) == 1 else responses
+    marks = [GENERATION_SCORES[score](t, n) for t, n in zip(texts, sample.needles, strict=True)]
+    return float(np.mean(marks))
+
+
+def effective_length(
+    lengths: Sequence[int], means: Sequence[float], threshold: float
+) -> int | None:
+    """The longest of the `lengths` up to which every mean score is at least `threshold`."""
+    passed = None
+    for length, mean in sorted(zip(lengths, means, strict=True)):
+        if mean < threshold:
+            break
+        passed = length
+    return passed
+
+
+def _continuations(needle: Needle) -> list[str]:
     """The right answer first, joined as in the needle: a space in English, none in Chinese."""
-    gap = sample.needle[len(sample.opening) : sample.needle.index(sample.answer)]
-    return [gap + answer for answer in (sample.answer, *sample.distractors)]
+    gap = needle.text[len(needle.opening) : needle.text.index(needle.answer, len(needle.opening))]
+    return [gap + answer for answer in (needle.answer, *needle.distractors)]
+
+
+def check_score(score: str) -> None:
+    """A UserError for a name that is not a generation score."""
+    if score not in GENERATION_SCORES:
+        known = ", ".join(GENERATION_SCORES)
+        raise UserError(f"needle score {score!r} is unknown; choose from {known}")
 
 
 def _check(score: str, generate: GenerateFn | None, likelihood: LikelihoodFn | None) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
-from internlm2_jax.report import curves, svg
+from internlm2_jax.report import arms, curves, needle, svg
 from internlm2_jax.report.alignment import alignment, arm_of
 from internlm2_jax.report.alignment import headlines as of_arms
 from internlm2_jax.report.blocks import (
@@ -59,7 +59,14 @@ def build(folders: Sequence[str | Path], out: str | Path) -> Path:
     if len({run.folder.resolve() for run in runs}) < 2:
         raise UserError("give two or more different run folders to compare")
     found = variants(runs)
-    sections = [alignment(runs), _settings(found), *_training(found), _results(found)]
+    sections = [
+        alignment(runs),
+        arms.arms(runs),
+        needle.compared(runs),
+        _settings(found),
+        *_training(found),
+        _results(found),
+    ]
     page = layout(
         name=" · ".join(variant.label for variant in found),
         kind="comparison",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,8 +94,10 @@ def line_chart(
     marks: Sequence[Mark] = (),
     bottom: float | None = None,
     top: float | None = None,
+    places: Mapping[float, str] | None = None,
 ) -> Draw:
-    """Lines over steps. `bottom`, `top` fix an end of the y axis, which otherwise fits the data."""
+    """Lines over steps. `bottom`, `top` fix an end of the y axis, which otherwise fits the data;
+    `places` are the ticks of the x axis and their names."""
     shown = [line for line in lines if line.series]
 
     def draw(figure: Figure, width: float, height: float) -> None:
@@ -132,6 +134,8 @@ def line_chart(
         axes.grid(axis="y", color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
         name_axes(axes, x, y, left=left, above=_ROW * rows)
+        if places:
+            axes.set_xticks(list(places), list(places.values()))
         _draw_spans(axes, spans, marks, width)
         ends = [(float(line.series.y[-1]), line.label, COLOURS[line.colour])
                 for line in shown if line.label]  # fmt: skip

@@ -20,6 +20,7 @@ from internlm2_jax.report.blocks import (
     pretty,
 )  # fmt: skip
 from internlm2_jax.report.load import Record, Run
+from internlm2_jax.report.needle import short
 
 EVALUATE = "evaluate"
 SOURCE = f"{EVALUATE}/result.json"
@@ -168,7 +169,7 @@ def _needle(needle: Record) -> list[Block]:
                 f"mean {mean}.",
                 source=SOURCE,
                 draw=plots.heat_map(
-                    scores, [_short(n) for n in lengths], [num(d) for d in depths],
+                    scores, [short(n) for n in lengths], [num(d) for d in depths],
                     "context length, tokens", "depth of the needle, %",
                 ),
                 height=90 + 24 * len(depths), note=_scoring(needle, name),
@@ -187,13 +188,6 @@ def _scoring(needle: Record, name: str) -> str:
     """What a cell's number means."""
     chance = _chance(needle, name)
     return "Cells are scores in per cent" + (f"; chance is {percent(chance)}." if chance else ".")
-
-
-def _short(count: float) -> str:
-    """4096 -> "4k": axis labels of context lengths."""
-    if count >= 1024 and count % 1024 == 0:
-        return f"{count / 1024:g}k"
-    return f"{count / 1000:g}k" if count >= 1000 and count % 1000 == 0 else f"{count:g}"
 
 
 def headlines(run: Run) -> list[Headline]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from matplotlib.figure import Figure
 
@@ -10,9 +11,15 @@ from internlm2_jax.report.svg import COLOURS, INK, RULE, TEXT, Draw, axes_inside
 
 
 def interval_chart(
-    rows: Sequence[tuple[str, float, float, float, str]], x: str, *, shares: bool
+    rows: Sequence[tuple[str, float, float, float, str]],
+    x: str,
+    *,
+    shares: bool,
+    zero: Literal["edge", "line", "absent"] = "edge",
 ) -> Draw:
-    """rows: (name, mean, low, high, how to write the mean); shares lie in 0..1."""
+    """rows: (name, mean, low, high, how to write the mean). Shares lie in 0..1; else the axis
+    begins at 0 ("edge"), or fits the rows, with 0 marked ("line") or of no interest ("absent").
+    """
 
     def draw(figure: Figure, width: float, height: float) -> None:
         left = max(letters(name) for name, *_ in rows) + 10
@@ -31,8 +38,10 @@ def interval_chart(
         if shares:
             axes.set_xlim(-0.02, 1.02)
             axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"{n} %" for n in range(0, 101, 25)])
-        else:
-            axes.set_xlim(0, 1.08 * max(high for _, _, _, high, _ in rows))
+        elif zero == "edge":
+            axes.set_xlim(left=0)
+        elif zero == "line":
+            axes.axvline(0, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.grid(axis="x", color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_xlabel(x, labelpad=3)

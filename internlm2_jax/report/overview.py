@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from internlm2_jax.report import corpus, evaluation, grpo, plots, ppo, reward_model, svg, training
+from internlm2_jax.report import (
+    contamination,
+    corpus,
+    evaluation,
+    grpo,
+    needle,
+    plots,
+    ppo,
+    reward_model,
+    svg,
+    training,
+)
 from internlm2_jax.report.blocks import (
     Block,
     Fold,
@@ -26,6 +37,8 @@ _HEADLINES: Sources = (
     ppo.headlines,
     grpo.headlines,
     evaluation.headlines,
+    needle.headlines,
+    contamination.headlines,
 )
 
 

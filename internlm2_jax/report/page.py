@@ -8,9 +8,19 @@ from pathlib import Path
 import jinja2
 
 from internlm2_jax import files
-from internlm2_jax.report import corpus, evaluation, grpo, overview, ppo, reward_model, training
+from internlm2_jax.report import (
+    contamination,
+    corpus,
+    evaluation,
+    grpo,
+    needle,
+    overview,
+    ppo,
+    reward_model,
+    training,
+)
 from internlm2_jax.report.blocks import Headline, Section, pretty
-from internlm2_jax.report.load import DONE, UNFINISHED, Run
+from internlm2_jax.report.load import ABSENT, DONE, UNFINISHED, Run
 
 SECTIONS = (
     corpus.corpus,
@@ -23,9 +33,13 @@ SECTIONS = (
     grpo.grpo,
     evaluation.samples,
     evaluation.evaluation,
+    needle.needle,
+    contamination.contamination,
     overview.time,
     overview.environment,
 )
+# Sections that an unknown run is not expected to have; others are shown as not run yet.
+OPTIONAL = ("needle", "contamination")
 
 
 # What a folder of rounds of COOL RLHF has; a run with one shows these sections from there.
@@ -59,12 +73,24 @@ def render(run: Run, sections: Sequence[Callable[[Run], Section]] = SECTIONS) ->
         about="Run report of internlm2_jax, made from the files in the run folder.",
         headlines=overview.headlines(run),
         progress=[(pretty(stage), status) for stage, status in overview.progress(run)],
-        sections=[section(rounds if section in ROUNDS else run) for section in sections],
+        sections=[
+            shown
+            for section in sections
+            if (shown := section(rounds if section in ROUNDS else run)).status != ABSENT
+            or _expected(run, shown.id)
+        ],
     )
 
 
 def _is_run(folder: Path) -> bool:
     return (folder / "pipeline.json").is_file()
+
+
+def _expected(run: Run, section: str) -> bool:
+    """Whether a run whose list of stages is known will have this section."""
+    listed = run.record("pipeline.json").strings("stages")
+    stage = "evaluate" if section == "samples" else section
+    return any(s.startswith(stage) for s in listed) if listed else section not in OPTIONAL
 
 
 def layout(

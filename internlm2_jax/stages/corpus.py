@@ -19,12 +19,15 @@ def corpus(
     rows: int = 8,
     threshold: float = 0.7,
     shards: int = 2,
+    clean: bool = True,
+    deduplicate: bool = True,
     seed: int = 0,
 ) -> None:
     """Builds the corpus of the text and code `files_below` a folder, or of the machine's own.
 
     What was read is in `folder`/documents, what was measured of it in `folder`/attributes, what was
-    kept in `folder`/corpus, with a funnel and samples.
+    kept in `folder`/corpus, with a funnel and samples. Without `clean`, or `deduplicate`, that step
+    drops nothing.
     """
     from data_beam.pipelines import corpus as pipeline
 
@@ -40,6 +43,8 @@ def corpus(
         threshold=threshold,
         shards=shards,
         seed=seed,
+        filters=None if clean else {"default": ()},
+        deduplicate=deduplicate,
     )
     files.write_json(
         folder / "result.json",

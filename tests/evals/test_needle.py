@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from internlm2_jax.data import haystacks
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals import needle
+from internlm2_jax.evals.needle_text import TEXTS
 
 
 class ByteTokenizer:
@@ -48,10 +50,10 @@ def sample(length: int = 2000, depth: float = 50, **options) -> needle.Sample:
 @pytest.mark.parametrize("depth", [0, 21, 50, 84, 100])
 def test_the_needle_stands_between_sentences_at_its_depth(depth):
     built = sample(3000, depth)
-    assert built.prompt.count(built.needle) == 1
-    before = built.prompt.split(built.needle)[0].rstrip()
+    assert built.prompt.count(built.first.text) == 1
+    before = built.prompt.split(built.first.text)[0].rstrip()
     assert depth == 0 or before[-1] in ".!?" or depth == 100
-    assert built.position == pytest.approx(depth / 100, abs=0.02)
+    assert built.first.position == pytest.approx(depth / 100, abs=0.02)
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), PairTokenizer()])
@@ -66,9 +68,9 @@ def test_the_whole_prompt_with_its_buffer_fills_the_length(tokenizer, length):
 
 def test_chinese_uses_the_reports_needle_and_no_half_character():
     built = sample(2001, 63, documents=CHINESE, language="zh")
-    assert built.needle == "小明最喜欢的实习的地点就是上海人工智能实验室。"
+    assert built.first.text == "小明最喜欢的实习的地点就是上海人工智能实验室。"
     assert "\ufffd" not in built.prompt
-    assert built.prompt.split(f"\n{built.needle}")[0][-1] in "。！？\n"
+    assert built.prompt.split(f"\n{built.first.text}")[0][-1] in "。！？\n"
 
 
 def test_a_short_haystack_is_repeated_and_the_order_follows_the_seed():
@@ -80,10 +82,10 @@ def test_a_short_haystack_is_repeated_and_the_order_follows_the_seed():
 
 
 def test_pairs_of_subject_and_answer_do_not_repeat_early():
-    for text in needle.TEXTS.values():
+    for text in TEXTS.values():
         assert np.gcd(len(text.subjects), len(text.answers)) == 1
         assert text.needle.startswith(text.opening)
-    needles = {sample(index=i).needle for i in range(56)}
+    needles = {sample(index=i).first.text for i in range(56)}
     assert len(needles) == 56
 
 
@@ -96,10 +98,10 @@ def test_edit_score_by_hand(response, score):
 
 def test_needlebench_gives_a_keyword_all_and_a_near_miss_a_fifth():
     built = sample()
-    assert needle.needle_score(f"I think: {built.answer}, yes", built) == 1
-    wrong = built.needle.replace(built.answer, built.distractors[0])
-    assert needle.keyword_score(wrong, built) == 0
-    assert 0.1 < needle.needle_score(wrong, built) < 0.2
+    assert needle.needle_score(f"I think: {built.first.answer}, yes", built.first) == 1
+    wrong = built.first.text.replace(built.first.answer, built.first.distractors[0])
+    assert needle.keyword_score(wrong, built.first) == 0
+    assert 0.1 < needle.needle_score(wrong, built.first) < 0.2
 
 
 def copying_model(conversations):
@@ -135,7 +137,7 @@ def test_likelihood_scores_rank_the_right_answer_among_the_distractors():
     )  # fmt: skip
     np.testing.assert_array_equal(grid, [[1], [1]])
     context, continuations = seen[0]
-    opening = needle.TEXTS["en"].opening.format(subject="Anna")
+    opening = TEXTS["en"].opening.format(subject="Anna")
     assert context.endswith(opening)
     assert continuations[0] == " Shanghai AI Laboratory"
     assert len(set(continuations)) == 5
@@ -165,6 +167,58 @@ def test_likelihood_is_graded_and_choice_is_not():
 def test_bad_requests_say_how_to_mend_them(options, said):
     with pytest.raises(UserError, match=said):
         sample(**options)
+
+
+def test_several_needles_stand_at_even_distances_and_all_are_asked_for():
+    built = sample(6000, 40, num_needles=3)
+    lines = built.prompt.split("\n")
+    assert [n.text in lines for n in built.needles] == [True] * 3
+    assert len({n.answer for n in built.needles}) == 3
+    positions = [n.position for n in built.needles]
+    assert positions == pytest.approx([0.4, 0.6, 0.8], abs=0.02)
+    order = [lines.index(n.text) for n in built.needles]
+    assert order == sorted(order)
+    for built_needle in built.needles:
+        assert built_needle.opening.rpartition(" is")[0].split()[-1] in built.prompt[-600:]
+    assert len(ByteTokenizer().encode(built.prompt)) <= 5900
+    with pytest.raises(UserError, match="give 1 to 7"):
+        sample(num_needles=8)
+
+
+def test_a_response_is_scored_for_all_needles_or_each_for_its_own():
+    built = sample(6000, 0, num_needles=2)
+    one, other = (n.text for n in built.needles)
+    assert needle.mark("keyword", built, [f"{one} {other}"]) == 1
+    assert needle.mark("keyword", built, [one]) == 0.5
+    assert needle.mark("keyword", built, [one, other]) == 1
+    assert needle.mark("keyword", built, [other, one]) == 0
+    assert needle.mark("edit", built, [one, other]) == 1
+
+
+def test_the_needle_of_pairs_is_what_models_are_trained_on():
+    texts = list(haystacks.recall_texts(30, 200, 0))
+    text = TEXTS["pairs"]
+    fact = text.needle.format(subject="amber", answer="lamp")
+    assert fact == haystacks.FACT.format(subject="amber", answer="lamp")
+    assert fact.startswith(text.opening.format(subject="amber") + " ")
+    assert text.question == haystacks.QUESTION
+    for found in texts:
+        lines = found.split("\n")
+        facts, asked = lines[: lines.index("?")], lines[lines.index("?") + 1 :]
+        assert asked and set(asked) == {x for x in facts if not x.startswith("The ")}
+        assert len(asked) == haystacks.ASKED * len(set(asked))
+        assert len({x.split()[0] for x in asked}) == len(set(asked))
+    assert texts == list(haystacks.recall_texts(30, 200, 0))
+    assert texts != list(haystacks.recall_texts(30, 200, 1))
+    words = set(haystacks.filler_text(50, 0).replace(".", "").split())
+    assert not words & {*haystacks.NAMES, *haystacks.PARTNERS}
+
+
+@pytest.mark.parametrize(
+    ("means", "length"), [([1, 0.9, 0.9], 4000), ([1, 0.8, 1], 1000), ([0.1, 1, 1], None)]
+)
+def test_the_effective_length_ends_at_the_first_miss(means, length):
+    assert needle.effective_length([1000, 2000, 4000], means, 0.85) == length
 
 
 def test_unknown_scores_and_missing_functions_are_named_before_any_work():

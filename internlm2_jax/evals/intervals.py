@@ -1,0 +1,37 @@
+"""Means and their confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+Values = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Interval:
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+def student(values: Values) -> Interval:
+    """Mean with Student's t interval; of one value alone, low and high are the mean."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Interval(mean, mean, mean, count)
+    error = float(np.std(values, ddof=1)) / count**0.5
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def welch(a: Values, b: Values, confidence: float = CONFIDENCE) -> Interval:
+    """mean(a) - mean(b) of two independent samples with Welch's interval, variances unequal."""
+    found = stats.ttest_ind(a, b, equal_var=False)
+    low, high = found.confidence_interval(confidence)
+    return Interval(float(np.mean(a) - np.mean(b)), float(low), float(high), min(len(a), len(b)))
