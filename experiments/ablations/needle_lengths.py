@@ -72,11 +72,11 @@ def experiment(
     further = Config(
         Phase,
         name="long",
-        steps=steps // 8,
+        steps=steps * 3 // 10,
         sequence_length=1024,
         batch_size=2,
         rope_theta=100_000.0,
-        learning_rate=1.5e-3,
+        learning_rate=3e-3,
         warmup=10,
         final_ratio=0.1,
         weight_decay=0.0,
