@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from scipy import stats
-
+from internlm2_jax.evals.intervals import Interval, student
 from internlm2_jax.report import curves, svg
+from internlm2_jax.report.arms import by_arm, seeds
 from internlm2_jax.report.blocks import Block, Grid, Headline, Section, Table, num, percent
 from internlm2_jax.report.curves import Line, over_seeds
-from internlm2_jax.report.intervals import interval_chart
+from internlm2_jax.report.intervals import interval_chart, said
 from internlm2_jax.report.load import DONE, Run, series
 from internlm2_jax.report.rounds import load as load_rounds
 
 STAGE = "judge_policy"
-CONFIDENCE = 0.95
 # Key in result.json, name, whether it is a share.
 MEASURES = (
     ("gold/good", "Good answers, all held-out prompts", True),
@@ -32,41 +28,6 @@ MEASURES = (
 CURVES = (("reward", "Reward", "score"), ("kl", "KL to SFT", "nats per response"))
 
 
-@dataclass(frozen=True)
-class Interval:
-    """Mean of a measure over seeds, and its confidence interval (Student's t)."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        """One value alone has no interval: low and high are the mean."""
-        mean, count = float(np.mean(values)), len(values)
-        if count < 2:
-            return cls(mean, mean, mean, count)
-        spread = float(np.std(values, ddof=1)) / np.sqrt(count)
-        half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * spread
-        return cls(mean, mean - half, mean + half, count)
-
-    def text(self, share: bool) -> str:
-        write = percent if share else num
-        if self.count < 2:
-            return write(self.mean)
-        return f"{write(self.mean)} [{write(self.low)}, {write(self.high)}]"
-
-
-def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Finished runs by their arm, in the order given."""
-    found: dict[str, list[Run]] = collections.defaultdict(list)
-    for run in runs:
-        if arm := arm_of(run):
-            found[arm].append(run)
-    return dict(found)
-
-
 def arm_of(run: Run) -> str:
     """Which arm a run is; "" when it is none, or not judged yet."""
     return run.result(STAGE).text("arm")
@@ -78,12 +39,12 @@ def headlines(runs: Sequence[Run]) -> list[Headline]:
     return [
         Headline(
             arm,
-            interval.text(share),
+            _text(interval, share),
             f"{name.lower()}; {interval.count} seeds.",
             f"*/{STAGE}/result.json",
             "alignment",
         )
-        for arm, interval in intervals(arms(runs), key).items()
+        for arm, interval in intervals(by_arm(runs, STAGE), key).items()
     ]
 
 
@@ -96,7 +57,7 @@ def measured(run: Run, key: str) -> float | None:
 def intervals(found: dict[str, list[Run]], key: str) -> dict[str, Interval]:
     values = {arm: [measured(run, key) for run in runs] for arm, runs in found.items()}
     return {
-        arm: Interval.of(known)
+        arm: student(known)
         for arm, numbers in values.items()
         if (known := [v for v in numbers if v is not None])
     }
@@ -104,7 +65,7 @@ def intervals(found: dict[str, list[Run]], key: str) -> dict[str, Interval]:
 
 def alignment(runs: Sequence[Run]) -> Section:
     """Table, intervals and curves of the arms; empty when the runs have none."""
-    found = arms(runs)
+    found = by_arm(runs, STAGE)
     blocks: list[Block] = []
     if found:
         rows = {key: intervals(found, key) for key, _, _ in MEASURES}
@@ -115,15 +76,16 @@ def alignment(runs: Sequence[Run]) -> Section:
                 rows=[
                     [
                         name,
-                        *(rows[key][arm].text(share) if arm in rows[key] else "" for arm in found),
+                        *(
+                            _text(rows[key][arm], share) if arm in rows[key] else ""
+                            for arm in found
+                        ),
                     ]
                     for key, name, share in MEASURES
                 ],
                 source=f"*/{STAGE}/result.json",
                 numeric=frozenset(range(1, len(found) + 1)),
-                note=f"Means over seeds, in brackets their {CONFIDENCE:.0%} confidence interval "
-                "(Student's t). "
-                + ", ".join(f"{arm}: {len(members)} seeds" for arm, members in found.items()),
+                note=seeds(found),
             )
         )
         charts: list[Block] = [
@@ -134,8 +96,12 @@ def alignment(runs: Sequence[Run]) -> Section:
     return Section("alignment", "Alignment", DONE, "", blocks)
 
 
+def _text(interval: Interval, share: bool) -> str:
+    return said(interval, percent if share else num)
+
+
 def _chart(name: str, found: dict[str, Interval], share: bool) -> Block:
-    best = ", ".join(f"{arm} {interval.text(share)}" for arm, interval in found.items())
+    best = ", ".join(f"{arm} {_text(interval, share)}" for arm, interval in found.items())
     return svg.picture(
         title=name,
         alt=f"{name}, mean and confidence interval of each arm: {best}.",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from internlm2_jax.evals.intervals import CONFIDENCE, Interval, student
 from internlm2_jax.report import svg
 from internlm2_jax.report.blocks import Block, Cell, Grid, Section, Table, num, percent, pretty
-from internlm2_jax.report.intervals import interval_chart
+from internlm2_jax.report.intervals import interval_chart, said
 from internlm2_jax.report.load import DONE, Run
 
 STAGE = "measure"
@@ -86,9 +86,7 @@ def _intervals(found: dict[str, list[Run]], key: str) -> dict[str, Interval]:
 
 
 def _text(key: str, interval: Interval) -> str:
-    write = percent if key.startswith(_SHARES) else num
-    mean, low, high = write(interval.mean), write(interval.low), write(interval.high)
-    return mean if low == high else f"{mean} [{low}, {high}]"
+    return said(interval, percent if key.startswith(_SHARES) else num)
 
 
 def _chart(key: str, found: dict[str, Interval]) -> Block:

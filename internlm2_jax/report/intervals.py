@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from matplotlib.figure import Figure
 
+from internlm2_jax.evals.intervals import Interval
 from internlm2_jax.report.svg import COLOURS, INK, RULE, TEXT, Draw, axes_inside, letters
 
 
@@ -47,3 +48,9 @@ def interval_chart(
         axes.set_xlabel(x, labelpad=3)
 
     return draw
+
+
+def said(interval: Interval, write: Callable[[float], str]) -> str:
+    """The mean, and in brackets the interval where there is one."""
+    mean, low, high = write(interval.mean), write(interval.low), write(interval.high)
+    return mean if low == high else f"{mean} [{low}, {high}]"

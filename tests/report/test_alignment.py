@@ -7,7 +7,10 @@ import pytest
 from scipy import stats
 
 from internlm2_jax import files
+from internlm2_jax.evals.intervals import student
 from internlm2_jax.report import alignment, compare
+from internlm2_jax.report.blocks import percent
+from internlm2_jax.report.intervals import said
 from internlm2_jax.report.load import Run
 
 GOOD = {"sft": [0.2, 0.3, 0.25], "cool": [0.5, 0.7, 0.6]}
@@ -41,11 +44,11 @@ def runs(tmp_path):
 
 def test_intervals_are_students():
     values = GOOD["cool"]
-    found = alignment.Interval.of(values)
+    found = student(values)
     low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert (found.mean, found.low, found.high) == pytest.approx((0.6, low, high))
-    alone = alignment.Interval.of([0.5])
-    assert (alone.low, alone.high, alone.text(True)) == (0.5, 0.5, "50 %")
+    alone = student([0.5])
+    assert (alone.low, alone.high, said(alone, percent)) == (0.5, 0.5, "50 %")
 
 
 def test_the_comparison_has_a_table_and_charts_of_the_arms(runs, tmp_path):
