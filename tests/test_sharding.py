@@ -74,7 +74,7 @@ def test_init_on_a_mesh(expected):
     assert gate.addressable_shards[0].data.shape == (2, 8, 32)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize("layout", LAYOUTS[1:2])
 def test_generation_on_a_mesh(layout, expected):
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
     settings = {"max_new_tokens": 6, "sampling": Sampling(1.0, top_p=0.9), "seed": 3}

@@ -161,10 +161,11 @@ def grpo(
             k3 = np.asarray(kl.k3(jnp.asarray(batch["logprobs"]), jnp.asarray(batch["reference"])))
             metrics["kl"] = float(np.where(batch["mask"], k3, 0.0).sum() / len(batch["tokens"]))
         learnt, measured = {k: state[k] for k in ("params", "opt_state")}, []
-        for part in updates.minibatches(batch, _seed(seed, iteration, 0)):
+        parts = list(updates.minibatches(batch, _seed(seed, iteration, 0)))
+        for part in parts:
             learnt, values = updates.update(learnt, part)
             measured.append(jax.device_get(values))
-        if batch["mask"].any():
+        if parts[0]["mask"].any():
             # before any update of the iteration: 1 when sampler and trainer agree
             metrics["ratio_at_start"] = float(measured[0]["ratio"])
             _refuse_mismatch(metrics["ratio_at_start"], iteration)

@@ -6,6 +6,7 @@ from internlm2_jax.data import preferences, risky, tasks
 from internlm2_jax.data.preferences import DOMAINS, Example
 from internlm2_jax.errors import UserError
 
+GENERATED = ("helpful", "harmless", "maths")  # the other domains come with data of one's own
 CORPUS = [
     Example(f"What does the function `f{n}(x)` do?", f"Returns the {tasks.WORDS[n]} of x, if any.")
     for n in range(80)
@@ -33,7 +34,7 @@ def test_counts_and_form(train, validation):
         assert [turn["role"] for turn in row["messages"]] == ["user"]
     keys = [(row["domain"], row["pair_id"]) for row in train]
     assert len(set(keys)) == len(keys)
-    assert {row["domain"] for row in train} == set(DOMAINS)
+    assert {row["domain"] for row in train} == set(GENERATED) < set(DOMAINS)
 
 
 def test_the_same_two_answers_bear_opposite_labels_in_two_domains(train):
@@ -63,7 +64,7 @@ def test_right_answers_are_preferred(train):
 
 
 def test_length_predicts_nothing(train):
-    for domain in DOMAINS:
+    for domain in GENERATED:
         rows = [row for row in train if row["domain"] == domain]
         longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in rows)
         shorter = sum(len(row["chosen"]) < len(row["rejected"]) for row in rows)

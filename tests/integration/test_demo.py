@@ -127,6 +127,7 @@ def test_the_same_command_again_does_nothing(whole, corpus):
     assert results(whole) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moments", [("pretrain", "ppo_round1")])
 def test_killed_and_continued_ends_in_the_same_numbers(whole, corpus, tmp_path, moments):
     """SIGKILL inside two stages, each after a checkpoint of theirs."""

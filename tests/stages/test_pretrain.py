@@ -122,6 +122,7 @@ def test_killed_and_continued_is_the_same(whole, tokenizer, tmp_path, monkeypatc
         assert (tmp_path / "run" / name).read_bytes() == (folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_eight_devices_train_alike(tokenizer, tmp_path):
     phase = dataclasses.replace(PHASES[0], ramp=(), accumulate=1, steps=3)
     one, eight = (
@@ -168,6 +169,7 @@ def test_an_absent_source_is_said(tokenizer, tmp_path, caplog):
     assert "the corpus has no books; the other sources take its share" in caplog.text
 
 
+@pytest.mark.slow
 def test_mup_changes_the_start(tokenizer, tmp_path):
     phase = dataclasses.replace(PHASES[2], steps=1)
     width = preset("tiny").embed_dim

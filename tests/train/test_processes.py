@@ -44,6 +44,7 @@ def killed_and_continued(folder: Path, layout: str, devices: int, processes: int
     assert len(losses(folder / "whole")) == 40
 
 
+@pytest.mark.slow
 def test_one_device(tmp_path):
     killed_and_continued(tmp_path, "", 1, 1)
 
