@@ -91,10 +91,12 @@ def test_it_says_what_became_of_the_rollouts(whole):
     assert len(rows) == 4
     for row in rows:
         assert 0 < row["infrastructure_errors"] < 1 and 0 <= row["pass_rate"] <= 1
-        assert row["ratio_at_start"] == pytest.approx(1, abs=1e-3)
+        # nothing is said of it where the first minibatch happens to have no token to learn from
+        assert row.get("ratio_at_start", 1.0) == pytest.approx(1, abs=1e-3)
         assert row["groups_drawn"] >= 2 and 1 <= row["rounds"] <= 2
         for name in ("kl", "zero_variance", "truncated", "clip_share", "entropy", "timeouts"):
             assert np.isfinite(row[name])
+    assert sum("ratio_at_start" in row for row in rows) >= 2
     assert rows[-1]["kl"] > rows[0]["kl"]
     checked = [r for r in files.read_jsonl(whole / "metrics.jsonl") if r["split"] == "validation"]
     assert [r["step"] for r in checked] == [2, 4]
@@ -108,7 +110,8 @@ def test_it_says_what_became_of_the_rollouts(whole):
 
 def test_a_killed_run_goes_on_bit_for_bit(run, whole, monkeypatch):
     monkeypatch.setattr(MODULE, "Checks", Judge)
-    monkeypatch.setattr(Judge, "lasts", 7)
+    rounds = [row["rounds"] for row in files.read_jsonl(whole / "timing.jsonl")]
+    monkeypatch.setattr(Judge, "lasts", sum(rounds[:2]) + 1)  # in or after the validation of step 2
     with pytest.raises(RuntimeError, match="killed"):
         train(run, "killed")
     done = len((run / "killed" / "timing.jsonl").read_text().splitlines())
