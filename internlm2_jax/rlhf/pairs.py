@@ -46,6 +46,20 @@ def cut(ids: list[int], longest: int) -> list[int]:
     return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
 
 
+def sides_of(
+    pair: Pair, vocabulary: Tokenizer, domains: Domains, longest: int, too_long: TooLong
+) -> tuple[tuple[list[int], list[int]] | None, bool]:
+    """Ids of chosen and rejected (None: the pair is left out), and whether both are whole."""
+    chosen, rejected = (
+        reward_ids(vocabulary, pair["domain"], pair["messages"], pair[side], domains)
+        for side in ("chosen", "rejected")
+    )
+    if max(len(chosen), len(rejected)) <= longest:
+        return (chosen, rejected), True
+    chosen, rejected = cut(chosen, longest), cut(rejected, longest)
+    return (None if too_long == "drop" or chosen == rejected else (chosen, rejected)), False
+
+
 class PairSource:
     """Pairs packed by best fit into rows of `row_length` tokens.
 
@@ -83,17 +97,11 @@ class PairSource:
         self.pairs: list[Pair] = []
         sides: list[tuple[list[int], list[int]]] = []
         for pair in pairs:
-            chosen, rejected = (
-                reward_ids(vocabulary, pair["domain"], pair["messages"], pair[side], domains)
-                for side in ("chosen", "rejected")
-            )
-            if max(len(chosen), len(rejected)) > longest:
-                self.too_long += 1
-                chosen, rejected = cut(chosen, longest), cut(rejected, longest)
-                if too_long == "drop" or chosen == rejected:
-                    continue
-            sides.append((chosen, rejected))
-            self.pairs.append(pair)
+            both, whole = sides_of(pair, vocabulary, domains, longest, too_long)
+            self.too_long += not whole
+            if both is not None:
+                sides.append(both)
+                self.pairs.append(pair)
         if not sides:
             raise UserError(
                 f"no preference pair of {len(pairs)} fits {longest} tokens a side; raise row_length"

@@ -25,7 +25,7 @@ from internlm2_jax.losses.preference import RewardLoss
 from internlm2_jax.models.build import build, swap_head
 from internlm2_jax.models.remat import Remat
 from internlm2_jax.plan.analytic import train_flops
-from internlm2_jax.rlhf.pairs import Pair, PairSource, TooLong
+from internlm2_jax.rlhf.pairs import Pair, PairSource, TooLong, sides_of
 from internlm2_jax.rlhf.scoring import Scorer, accuracy, measure_domains, save_domains
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import load_model, save_model_json
@@ -86,6 +86,10 @@ class RewardTraining:
                 f"{self.row_length}; raise it or lower row_length"
             )
         return rows
+
+    def fits(self, pair: Pair, vocabulary: Tokenizer, domains: Mapping) -> bool:
+        """Whether `source` keeps the pair."""
+        return sides_of(pair, vocabulary, domains, self.longest, self.too_long)[0] is not None
 
     def source(self, pairs: Sequence[Pair], vocabulary: Tokenizer, domains: Mapping) -> PairSource:
         return PairSource(

@@ -74,8 +74,8 @@ def reward_patch(
     """Patches the reward model of stage `reward` with pairs of `early` over `late` responses.
 
     The patch takes `patch_share` of every batch, the model's own training pairs the rest, so that
-    it forgets nothing. When no pair shows the strongest pattern, only the latter are used, and
-    result.json says so.
+    it forgets nothing. When no pair that fits a row shows the strongest pattern, only the latter
+    are used, and result.json says so.
     """
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     rows = files.read_jsonl(instructions / "prompts.jsonl")[:num_prompts]
@@ -94,10 +94,11 @@ def reward_patch(
             patch += hacking.patch_pairs(
                 strongest.pattern, clean, hacked, domain, n=room, seed=seed
             )
+    domains = load_domains(reward)
+    patch = [pair for pair in patch if training.fits(pair, vocabulary, domains)]
     files.write_jsonl(folder / "patch.jsonl", patch)
 
     replay = files.read_jsonl(instructions / "preferences.jsonl")
-    domains = load_domains(reward)
     sources = {"replay": (training.source(replay, vocabulary, domains), 1 - patch_share)}
     if patch:
         sources["patch"] = (training.source(patch, vocabulary, domains), patch_share)

@@ -16,6 +16,7 @@ from internlm2_jax.models.build import build
 from internlm2_jax.models.config import preset
 from internlm2_jax.rlhf.pairs import PairSource, reward_ids
 from internlm2_jax.rlhf.scoring import Scorer
+from internlm2_jax.stages import RewardTraining
 from internlm2_jax.train.objectives import reward_model_loss
 
 MESSAGES = [{"role": "user", "content": "What is 1 + 1?"}]
@@ -127,3 +128,12 @@ def test_the_system_prompt_is_the_only_difference(vocabulary):
     assert with_prompt[-len(without) + 1 :] == without[1:]
     with pytest.raises(UserError, match="no preference domain 'poetry'; this reward model has"):
         reward_ids(vocabulary, "poetry", MESSAGES, "2")
+
+
+def test_a_patch_may_have_no_pair_that_fits(vocabulary):
+    """Equal up to the cut: the stage asks before it makes a source, which refuses to be empty."""
+    training = RewardTraining(steps=1, row_length=LENGTH, too_long="cut")
+    same = pair("helpful", "two " * LENGTH + "a", "two " * LENGTH + "b")
+    assert [training.fits(p, vocabulary, DOMAINS) for p in (same, PAIRS[0])] == [False, True]
+    with pytest.raises(UserError, match="no preference pair of 1 fits"):
+        training.source([same], vocabulary, DOMAINS)
