@@ -132,7 +132,9 @@ def test_the_system_prompt_is_the_only_difference(vocabulary):
 
 def test_a_patch_may_have_no_pair_that_fits(vocabulary):
     """Equal up to the cut: the stage asks before it makes a source, which refuses to be empty."""
-    training = RewardTraining(steps=1, row_length=LENGTH, too_long="cut")
+    training = RewardTraining(
+        learning_rate=1e-3, row_length=LENGTH, tokens_per_batch=LENGTH, too_long="cut"
+    )
     same = pair("helpful", "two " * LENGTH + "a", "two " * LENGTH + "b")
     assert [training.fits(p, vocabulary, DOMAINS) for p in (same, PAIRS[0])] == [False, True]
     with pytest.raises(UserError, match="no preference pair of 1 fits"):
