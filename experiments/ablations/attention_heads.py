@@ -19,7 +19,8 @@ from internlm2_jax import stages
 from internlm2_jax.config import Config, Partial
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.config import preset
-from internlm2_jax.stages import Output, Phase, Pipeline
+from internlm2_jax.stages import Output, Pipeline
+from internlm2_jax.stages.short import short_pretrain
 
 output = functools.partial(Config, Output)
 GROUPS = {"mha": 1, "gqa": 2, "mqa": None}  # query heads of a key/value head; None: all
@@ -45,30 +46,15 @@ def experiment(
             stages.corpus, files_below=corpus, max_bytes=8_000_000, validation_fraction=0.04
         ),
         tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), vocab_size=2048),
-        pretrain=Partial(
-            stages.pretrain,
-            tokenizer=output("tokenizer"),
-            model=Config(
+        pretrain=short_pretrain(
+            output("tokenizer"),
+            Config(
                 preset, preset_name, num_kv_heads=kv_heads, mlp_dim=base.mlp_dim + round(saved / 3)
             ),
-            phases=[
-                Config(
-                    Phase,
-                    name="only",
-                    steps=steps,
-                    sequence_length=128,
-                    batch_size=rows,
-                    rope_theta=10_000.0,
-                    learning_rate=3e-3,
-                    warmup=steps // 10,
-                    final_ratio=0.1,
-                    mixture={"code": 0.5, "text": 0.5},
-                )
-            ],
-            validation_tokens=8192,
-            validate_every=max(1, steps // 5),
-            checkpoint_every=steps,
+            {"code": 0.5, "text": 0.5},
+            steps=steps,
             seed=seed,
+            rows=rows,
         ),
         measure=Partial(
             stages.measure,

@@ -20,7 +20,8 @@ from internlm2_jax import stages
 from internlm2_jax.config import Config, Partial
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.config import preset
-from internlm2_jax.stages import Output, Phase, Pipeline
+from internlm2_jax.stages import Output, Pipeline
+from internlm2_jax.stages.short import short_pretrain
 
 output = functools.partial(Config, Output)
 ARMS = {
@@ -50,27 +51,11 @@ def experiment(
         tokenizer=Partial(stages.tokenizer, corpus=output("reference"), vocab_size=2048),
         corpus=read(**ARMS[arm]),
         tokens=Partial(stages.tokenizer, corpus=output("corpus"), model=output("tokenizer")),
-        pretrain=Partial(
-            stages.pretrain,
-            tokenizer=output("tokens"),
-            model=Config(preset, preset_name),
-            phases=[
-                Config(
-                    Phase,
-                    name="only",
-                    steps=steps,
-                    sequence_length=128,
-                    batch_size=8,
-                    rope_theta=10_000.0,
-                    learning_rate=3e-3,
-                    warmup=steps // 10,
-                    final_ratio=0.1,
-                    mixture={"code": 0.5, "text": 0.5},
-                )
-            ],
-            validation_tokens=8192,
-            validate_every=max(1, steps // 5),
-            checkpoint_every=steps,
+        pretrain=short_pretrain(
+            output("tokens"),
+            Config(preset, preset_name),
+            {"code": 0.5, "text": 0.5},
+            steps=steps,
             seed=seed,
         ),
         measure=Partial(

@@ -18,7 +18,8 @@ import functools
 from internlm2_jax import stages
 from internlm2_jax.config import Config, Partial
 from internlm2_jax.models.config import preset
-from internlm2_jax.stages import Output, Phase, Pipeline
+from internlm2_jax.stages import Output, Pipeline
+from internlm2_jax.stages.short import short_pretrain
 
 output = functools.partial(Config, Output)
 
@@ -38,27 +39,11 @@ def experiment(
             stages.corpus, files_below=corpus, max_bytes=8_000_000, validation_fraction=0.04
         ),
         tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), **size),
-        pretrain=Partial(
-            stages.pretrain,
-            tokenizer=output("tokenizer"),
-            model=Config(preset, preset_name),
-            phases=[
-                Config(
-                    Phase,
-                    name="only",
-                    steps=steps,
-                    sequence_length=128,
-                    batch_size=8,
-                    rope_theta=10_000.0,
-                    learning_rate=3e-3,
-                    warmup=steps // 10,
-                    final_ratio=0.1,
-                    mixture={"code": 0.2, "text": 0.8},
-                )
-            ],
-            validation_tokens=8192,
-            validate_every=max(1, steps // 5),
-            checkpoint_every=steps,
+        pretrain=short_pretrain(
+            output("tokenizer"),
+            Config(preset, preset_name),
+            {"code": 0.2, "text": 0.8},
+            steps=steps,
             seed=seed,
         ),
         measure=Partial(
