@@ -169,11 +169,10 @@ def _attend(
     """Queries of positions lengths - T .. lengths - 1; some of them may lie before the first."""
     queries, dim = q.shape[3:]
     position = lengths[:, None] - queries + jnp.arange(queries)
-
     scale = 1 / math.sqrt(dim)
 
-    def block(i: Array) -> tuple[Array, Array, Array]:
-        """Scores [B, K, G, T, size] before scaling, what is seen [B, 1, 1, T, size], values."""
+    def products(i: Array) -> tuple[Array, Array]:
+        """Scores [B, K, G, T, size] before scaling, and values, of all keys of a block."""
         scores = jnp.einsum(
             "bkgth,bksh->bkgts",
             q,
@@ -182,23 +181,29 @@ def _attend(
         )
         if cache.k_scales is not None:
             scores = scores * cache.block(cache.k_scales, i)[:, :, None, None]
+        values = cache.block(cache.v_pages, i).astype(q.dtype)
+        if cache.v_scales is not None:
+            values = (values * cache.block(cache.v_scales, i)[..., None]).astype(q.dtype)
+        return scores, values
+
+    def masked(i: Array) -> tuple[Array, Array, Array]:
+        """The same where queries see some keys only, and what is seen [B, 1, 1, T, size]."""
+        scores, values = products(i)
         at = i * cache.size + jnp.arange(cache.size)
         seen = at <= position[..., None]
         if window is not None:
             seen &= at > position[..., None] - window
-        values = cache.block(cache.v_pages, i).astype(q.dtype)
-        if cache.v_scales is not None:
-            values = (values * cache.block(cache.v_scales, i)[..., None]).astype(q.dtype)
         # What a page held before may be NaN, which no zero weight mends.
         values = jnp.where(seen.any(axis=1)[:, None, :, None], values, 0)
         seen = seen[:, None, None]
-        return jnp.where(seen, scores, EMPTY), seen, values
+        return jnp.where(seen, scores, EMPTY), values, seen
 
-    def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def add(
+        carry: tuple[Array, Array, Array], scores: Array, values: Array
+    ) -> tuple[Array, Array, Array]:
         # As long as a query has seen nothing, its sums are of no meaning; they fade with the
         # first key that it sees.
         highest, total, acc = carry
-        scores, _, values = block(i)
         higher = jnp.maximum(highest, scores.max(axis=-1))
         weights = jnp.exp((scores - higher[..., None]) * scale)
         faded = jnp.exp((highest - higher) * scale)
@@ -212,14 +217,17 @@ def _attend(
 
     if cache.blocks == 1:
         # In the order of the trainer's attention, so that bfloat16 rounds alike.
-        scores, seen, values = block(jnp.int32(0))
+        scores, values, seen = masked(jnp.int32(0))
         weights = jnp.where(seen, jax.nn.softmax(scores * scale, axis=-1), 0.0).astype(q.dtype)
         return jnp.einsum("bkgts,bksh->bkgth", weights, values)
     shape = q.shape[:-1]
-    start = (jnp.full(shape, EMPTY), jnp.zeros(shape), jnp.zeros(q.shape))
-    first = jnp.int32(0)
-    if window is not None:
+    sums = (jnp.full(shape, EMPTY), jnp.zeros(shape), jnp.zeros(q.shape))
+    if window is None:  # blocks that every query of every row sees whole need no mask
+        first = jnp.maximum(lengths.min() - queries + 1, 0) // cache.size
+        sums = jax.lax.fori_loop(0, first, lambda i, sums: add(sums, *products(i)), sums)
+    else:
         first = jnp.maximum(lengths.min() - queries - window + 1, 0) // cache.size
     last = jnp.minimum((lengths.max() + cache.size - 1) // cache.size, cache.blocks)
-    _, total, acc = jax.lax.fori_loop(first, last, body, start)
+    sums = jax.lax.fori_loop(first, last, lambda i, sums: add(sums, *masked(i)[:2]), sums)
+    _, total, acc = sums
     return acc / jnp.where(total > 0, total, 1)[..., None]
