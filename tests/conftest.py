@@ -40,3 +40,28 @@ def vocabulary(tmp_path_factory):
     texts = [path.read_text() for path in sorted((ROOT / "internlm2_jax" / "data").glob("*.py"))]
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return train_tokenizer(texts, path, vocab_size=512)
+
+
+@pytest.fixture
+def own_suites(tmp_path):
+    """{name: fields of a QuickSuite}: one asked by likelihood, one by generation."""
+    import yaml
+
+    from internlm2_jax import files
+
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [
+        {"question": f"{n} + 1 is", "choices": [str(n), str(n + 1)], "answer": 1} for n in range(6)
+    ]
+    files.write_jsonl(data / "choices.jsonl", rows)
+    for method in ("likelihood", "generation"):
+        suite = {
+            "dimension": "examinations", "format": "choices", "measure": "choice",
+            "method": method, "max_new_tokens": 3, "data": [{"files": "*.jsonl"}],
+        }  # fmt: skip
+        (tmp_path / f"{method}.yaml").write_text(yaml.safe_dump({method: suite}))
+    return {
+        method: {"suite": str(tmp_path / f"{method}.yaml"), "data": str(data), "limit": 4}
+        for method in ("likelihood", "generation")
+    }

@@ -1,7 +1,8 @@
 """The model under test: what texts it is shown as ids, likelihoods, and answers.
 
 Every result is a function of its own row: batches are padded to a shape that follows from a row's
-length alone, so an evaluation that was killed ends in the numbers of one that was not.
+length alone, so an evaluation that was killed ends in the numbers of one that was not. On a mesh
+every process ends with all results.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from internlm2_jax import sharding
 from internlm2_jax.data import chat as chatml
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
@@ -62,7 +64,7 @@ def _continued(
     width: int,
 ) -> tuple[Float[Array, " B"], Bool[Array, " B"]]:
     """Summed log-probability of tokens[start:length] of each row, and whether all are greedy."""
-    hidden = model.hidden(params, tokens, rope_length=length)
+    hidden = sharding.constrain(model.hidden(params, tokens, rope_length=length), *(None,) * 3)
     at = start[:, None] + jnp.arange(width)
     inside = at < length[:, None]
     at = jnp.minimum(at, tokens.shape[1] - 1)
@@ -70,7 +72,7 @@ def _continued(
     targets = jnp.take_along_axis(tokens, at, axis=1)
 
     def block(part: tuple[Array, Array]) -> tuple[Array, Array]:
-        logits = model.unembed(params, part[0])
+        logits = sharding.constrain(model.unembed(params, part[0]), *(None,) * 3)
         said = jnp.take_along_axis(logits, part[1][..., None], axis=-1)[..., 0]
         return said - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == part[1]
 
@@ -93,8 +95,9 @@ def _next(
 ) -> tuple[Float[Array, "B C"], Int[Array, " B"]]:
     """Log-probability of each candidate after each row, and the likeliest token of all."""
     hidden = model.hidden(params, tokens, rope_length=length + 1)
+    hidden = sharding.constrain(hidden, *(None,) * 3)
     last = jnp.take_along_axis(hidden, length[:, None, None] - 1, axis=1)
-    logits = model.unembed(params, last)[:, 0]
+    logits = sharding.constrain(model.unembed(params, last), *(None,) * 3)[:, 0]
     said = jnp.take_along_axis(logits, candidates, axis=-1)
     return said - jax.nn.logsumexp(logits, axis=-1, keepdims=True), jnp.argmax(logits, axis=-1)
 
@@ -187,6 +190,13 @@ class Subject:
                 if len(waiting[i]) == len(asked[i][1]):
                     done = waiting.pop(i)
                     yield i, [done[j] for j in range(len(done))]
+
+    def logprobs(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+        """Log-probability of each continuation of each text, in nats."""
+        encode = self.tokenizer.encode
+        rows = [(self.encode(text), [encode(tail) for tail in tails]) for text, tails in asked]
+        found = dict(self.likelihoods(rows))
+        return [[likely.logprob for likely in found[i]] for i in range(len(rows))]
 
     def _singles(self, asked: Any, chosen: list[int]) -> Iterator[tuple[int, list[Likely]]]:
         def shape(i: int) -> tuple[int]:

@@ -7,10 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from internlm2_jax import files
 from internlm2_jax.data import documents
 from internlm2_jax.data.manifest import load_split
@@ -19,46 +15,14 @@ from internlm2_jax.data.pipeline import first_batches
 from internlm2_jax.data.tasks import Task
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.evals.needle import needle_grid
+from internlm2_jax.evals.subject import Subject
 from internlm2_jax.evals.verifiable import task_accuracy
 from internlm2_jax.infer.chat import respond
-from internlm2_jax.kernels.cross_entropy import linear_logprobs
 from internlm2_jax.rlhf.scoring import Scorer, load_domains
 from internlm2_jax.train.checkpoint import load_model
 from internlm2_jax.train.objectives import evaluate_loss
 
 CHAT_FRAME = 16  # tokens that ChatML puts around a needle prompt
-ROW = 64  # likelihood rows are padded to multiples of this, to bound the compiled shapes
-
-
-class Likelihood:
-    """(context, continuations) -> summed log-probability of each continuation, in nats."""
-
-    def __init__(self, model: Any, params: Any, vocabulary: Tokenizer):
-        self._params, self._vocabulary = params, vocabulary
-
-        @jax.jit
-        def sums(params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-            hidden = model.hidden(params, tokens[:, :-1])
-            hidden, head = model.logit_factors(params, hidden)
-            logprobs = linear_logprobs(hidden, head, tokens[:, 1:])
-            return jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
-
-        self._sums = sums
-
-    def __call__(self, requests: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
-        out = []
-        for context, continuations in requests:
-            head = [self._vocabulary.bos_id, *self._vocabulary.encode(context)]
-            tails = [self._vocabulary.encode(text) for text in continuations]
-            longest = len(head) + max(map(len, tails))
-            width = -(-longest // ROW) * ROW + 1
-            tokens = np.full((len(tails), width), self._vocabulary.pad_id, np.int32)
-            mask = np.zeros((len(tails), width - 1), bool)
-            for row, tail in enumerate(tails):
-                tokens[row, : len(head) + len(tail)] = [*head, *tail]
-                mask[row, len(head) - 1 : len(head) + len(tail) - 1] = True
-            out.append(np.asarray(self._sums(self._params, tokens, mask)).tolist())
-        return out
 
 
 def evaluate(
@@ -134,8 +98,8 @@ def evaluate(
             seed=seed,
         )
         if stage == base:
-            likelihood = Likelihood(model, params, vocabulary)
-            scores = grid(score="likelihood", likelihood=likelihood)
+            subject = Subject(model, params, vocabulary)
+            scores = grid(score="likelihood", likelihood=subject.logprobs)
             needles[f"{name} (likelihood)"] = scores.tolist()
             continue
 

@@ -31,6 +31,7 @@ from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.data.windows import WINDOW_TOKENS
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
+from internlm2_jax.evals.quick import QuickSuite
 from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import build
@@ -46,7 +47,9 @@ from internlm2_jax.train.speed import Work
 from internlm2_jax.train.step import init_state, make_train_step
 
 log = logging.getLogger(__name__)
-Suite = Callable[[Any, Any, Tokenizer], Mapping[str, float]]  # of model, parameters, tokenizer
+Suite = Callable[
+    [Any, Any, Tokenizer], Mapping[str, float | None]
+]  # of model, parameters, tokenizer
 _COUNTED = 2**24  # tokens of a source on the disk
 
 
@@ -162,7 +165,7 @@ def pretrain(
     loss_spike: float = 0.0,
     spike_window: int = 128,
     log_every: int = 10,
-    suites: Mapping[str, Suite] | None = None,
+    suites: Mapping[str, Suite | Mapping[str, Any]] | None = None,
     prompts: Sequence[str] = (),
     sample_every: int = 0,
     sample_tokens: int = 64,
@@ -186,7 +189,8 @@ def pretrain(
         keep_checkpoints_every: beside the two newest and those of phase ends, every so many stay.
         max_rollbacks, loss_spike, spike_window: what becomes of a bad loss (`Recovery` in
             train/faults.py).
-        suites: quick evaluations, of which each validation logs NAME/KEY for what they return.
+        suites: quick evaluations, of which each validation logs NAME/KEY for what they return: an
+            `evals.quick.QuickSuite` or its fields, or any function of model, parameters, tokenizer.
         prompts: continued greedily by `sample_tokens` tokens every `sample_every` steps (0: when it
             validates), into samples.jsonl.
     """
@@ -194,6 +198,7 @@ def pretrain(
     tokenizer = Path(tokenizer)
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     config = dataclasses.replace(model, vocab_size=vocabulary.vocab_size)
+    quick = {n: _suite(n, given, vocabulary) for n, given in (suites or {}).items()}
     train_sources, validation = (
         open_split(
             tokenizer / "tokens",
@@ -320,7 +325,7 @@ def pretrain(
         mean = float(np.mean(list(losses.values())))
         found = {
             f"{name}/{key}": value
-            for name, suite in (suites or {}).items()
+            for name, suite in quick.items()
             for key, value in suite(models[i], state["params"], vocabulary).items()
         }
         return {"phase": phases[i].name, "loss": mean, **losses, **found}
@@ -468,6 +473,18 @@ def _check_parts(phase: Phase, rows: int) -> None:
             f"phase {phase.name!r}: a batch of {rows} rows does not divide into "
             f"{phase.parts(rows)} parts; change batch_size, ramp or accumulate"
         )
+
+
+def _suite(name: str, given: Suite | Mapping[str, Any], vocabulary: Tokenizer) -> Suite:
+    """A suite with its items read, so that what is missing is said before anything is trained."""
+    if isinstance(given, Mapping):
+        try:
+            given = QuickSuite(**given)
+        except TypeError as error:
+            raise UserError(f"suites, {name}: {error}") from error
+    if isinstance(given, QuickSuite):
+        given.load(vocabulary)
+    return given
 
 
 def _tokens(source: TokenSource | TokenReader) -> np.ndarray:

@@ -48,6 +48,17 @@ def test_likelihoods_are_those_of_the_full_forward_pass(subject):
     assert found[3][0].greedy
 
 
+def test_logprobs_of_texts(subject):
+    asked = [("Question: why?\nAnswer:", [" because it is", " no"]), ("x", ["y"])]
+    found = subject.logprobs(asked)
+    for (text, tails), logprobs in zip(asked, found, strict=True):
+        wanted = [
+            oracle(subject, subject.encode(text), subject.tokenizer.encode(tail))[0]
+            for tail in tails
+        ]
+        np.testing.assert_allclose(logprobs, wanted, rtol=1e-5)
+
+
 def test_a_likelihood_is_the_same_in_any_company(subject):
     rng = np.random.default_rng(0)
     asked = [

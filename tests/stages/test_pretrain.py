@@ -99,6 +99,33 @@ def test_a_quick_suite_runs_with_each_validation(tokenizer, tmp_path):
     assert families
 
 
+@pytest.mark.slow
+def test_suites_of_the_evaluation_score_alike_on_a_mesh(tokenizer, tmp_path, own_suites):
+    phase = dataclasses.replace(PHASES[1], steps=1, batch_size=4)
+    scores = []
+    for number, layout in enumerate(["", "fsdp=4,tensor=2"]):
+        rows = train(
+            tmp_path / str(number), tokenizer, [phase], validate_every=1, suites=own_suites,
+            layout=layout,
+        )  # fmt: skip
+        (row,) = (row for row in rows if row["split"] == "validation")
+        scores.append([row["likelihood/score"], row["generation/score"]])
+    assert scores[0] == scores[1]
+    assert scores[0][0] in {0, 0.25, 0.5, 0.75, 1}
+
+
+def test_a_suite_that_cannot_be_read_is_said_before_training(tokenizer, tmp_path, own_suites):
+    for wrong, message in (
+        ({"suite": "no_such"}, "no suite 'no_such'"),
+        ({"data": "/nowhere"}, "/nowhere is neither a folder"),
+        ({"items": 3}, "items"),
+    ):
+        suites = {"mine": {**own_suites["likelihood"], **wrong}}
+        with pytest.raises(UserError, match=message):
+            train(tmp_path / "run", tokenizer, suites=suites)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 class Killed(BaseException):
     """Stands for SIGKILL."""
 

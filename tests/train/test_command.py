@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from trainer import ROOT, end_all, ended, start
 
+from internlm2_jax import files
 from internlm2_jax.errors import RESTART
 
 DEMO = "experiments/demo/pipeline.py"
@@ -35,16 +36,16 @@ def _no_process_stays():
     end_all()
 
 
-def command(run: Path, corpus: Path, verb: str, stages: str, *more: str) -> list[str]:
-    given = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+def command(run: Path, corpus: Path, verb: str, stages: str, **more: object) -> list[str]:
+    given = [f"--set={key}={value}" for key, value in (SETTINGS | more).items()]
     return [
         *(sys.executable, "-m", "internlm2_jax.cli", verb, DEMO, "--tiny", "--corpus", str(corpus)),
-        *("--run-dir", str(run), "--only", stages, *given, *more),
+        *("--run-dir", str(run), "--only", stages, *given),
     ]
 
 
 @pytest.mark.slow
-def test_one_of_two_is_told_to_stop(tmp_path):
+def test_one_of_two_is_told_to_stop(tmp_path, own_suites):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number, path in enumerate(sorted((ROOT / "internlm2_jax").rglob("*.py"))):
@@ -59,7 +60,10 @@ def test_one_of_two_is_told_to_stop(tmp_path):
     )
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
 
-    both = lambda run: start(command(tmp_path / run, corpus, "train", "pretrain,sft"), 2, 2)  # noqa: E731
+    def both(run: str, stages: str = "pretrain,sft") -> list[subprocess.Popen]:
+        suites = {"pretrain.suites": own_suites}  # the engine and likelihoods, in both processes
+        return start(command(tmp_path / run, corpus, "train", stages, **suites), 2, 2)
+
     # SFT has no layout of two devices: refused in one line by both
     running = both("whole")
     outputs = [(*process.communicate(timeout=280), process.returncode) for process in running]
@@ -78,7 +82,11 @@ def test_one_of_two_is_told_to_stop(tmp_path):
     stopped = [line for line in results[0][1].splitlines() if line.startswith("stopped: ")]
     assert len(stopped) == 1 and "all is saved" in stopped[0]
     assert not (tmp_path / "cut" / "pretrain" / "done.json").is_file()
-    ended(start(command(tmp_path / "cut", corpus, "train", "pretrain"), 2, 2))
+    ended(both("cut", "pretrain"))
     for name in ("metrics.jsonl", "samples.jsonl", "result.json"):
         cut, whole = (tmp_path / run / "pretrain" / name for run in ("cut", "whole"))
         assert cut.read_bytes() == whole.read_bytes()
+    measured = [row for row in files.read_jsonl(metrics) if row["split"] == "validation"]
+    assert measured
+    for row in measured:
+        assert 0 <= row["likelihood/score"] <= 1 and 0 <= row["generation/score"] <= 1
