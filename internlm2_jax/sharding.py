@@ -349,21 +349,20 @@ def take_rows(table: Float[Array, "V D"], ids: Int[Array, "B T"]) -> Float[Array
     mesh = _explicit_mesh()
     if mesh is None:
         return table[ids]
-    columns = _fits(mesh, table.shape[1], STORED["embed"])
-    rows = "data" if ids.shape[0] % mesh.shape["data"] == 0 else None
-    ids = jax.reshard(ids, P(rows, None))
+    rows = _fits(mesh, ids.shape[0], "data")
+    length = _fits(mesh, ids.shape[1], "context")
+    # Where tokens are cut over `context`, columns are not: a few of them would be padded to 128.
+    columns = _fits(mesh, table.shape[1], "fsdp" if length else STORED["embed"])
+    ids = jax.reshard(ids, P(rows, length))
     if mesh.shape["tensor"] > 1 and FEW_IDS * ids.size <= table.shape[0]:
-        found = _take_apart(mesh, table, ids, rows, columns)
+        found = _take_apart(mesh, table, ids, P(rows, length), columns)
     else:
         table = jax.reshard(table, P(None, columns))
-        found = table.at[ids].get(out_sharding=P(rows, None, columns))
-    # One axis at a time: XLA knows each all-to-all, but not the two in one.
-    if columns and mesh.shape["context"] > 1:
-        found = jax.reshard(found, P(rows, _fits(mesh, ids.shape[1], "context"), "fsdp"))
+        found = table.at[ids].get(out_sharding=P(rows, length, columns))
     return constrain(found, "batch", "residual_length", None)
 
 
-def _take_apart(mesh: Any, table: Array, ids: Array, rows: Entry, columns: Entry) -> Array:
+def _take_apart(mesh: Any, table: Array, ids: Array, cut_ids: P, columns: Entry) -> Array:
     """Rows of a table cut over `tensor`: each device gives those that it has, and they are added.
 
     For a step over few tokens, which would otherwise gather a table to look a few rows up.
@@ -379,9 +378,9 @@ def _take_apart(mesh: Any, table: Array, ids: Array, rows: Entry, columns: Entry
         found = part[jnp.clip(at, 0, len(part) - 1)]
         return jax.lax.psum(jnp.where(here[..., None], found, 0), "tensor")
 
-    return jax.shard_map(
-        take, in_specs=(P(cut, columns), P(rows, None)), out_specs=P(rows, None, columns)
-    )(table, ids)
+    return jax.shard_map(take, in_specs=(P(cut, columns), cut_ids), out_specs=P(*cut_ids, columns))(
+        table, ids
+    )
 
 
 def take_last(x: Float[Array, "*B V"], ids: Int[Array, "*B"]) -> Float[Array, "*B"]:

@@ -55,7 +55,8 @@ class Links:
 
     def _rate(self, c: Collective) -> tuple[float, float, str]:
         """(seconds per byte of `payload` or `sent`, hops, medium)."""
-        key = (c.kind in ("all-to-all", "collective-permute") and c.kind, c.groups.tobytes())
+        kind = c.kind in ("all-to-all", "collective-permute") and c.kind
+        key = (kind, c.groups.shape, c.groups.tobytes())
         if key not in self._known:
             # Groups of one collective are alike; a few are looked at and the slowest counts.
             rows = c.groups[:: max(1, len(c.groups) // 8)]

@@ -47,9 +47,10 @@ def total(hidden, weight, targets, weights, **options):
 @pytest.mark.parametrize(
     ("chunk", "z_loss"), [(None, 0.0), (None, 1e-2), (1, 1e-2), (7, 0.0), (7, 1e-2), (1000, 0.0)]
 )
-def test_matches_a_float64_oracle(chunk, z_loss):
+@pytest.mark.parametrize("parts", [1, 3, 5])
+def test_matches_a_float64_oracle(chunk, z_loss, parts):
     arguments = example()
-    run = functools.partial(total, z_loss=z_loss, chunk=chunk)
+    run = functools.partial(total, z_loss=z_loss, chunk=chunk, parts=parts)
     got, grads = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 3)))(*arguments)
     expected, expected_grads = oracle(*arguments, z_loss)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -84,18 +85,19 @@ def test_the_mean_loss_scales_its_gradient():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
-def test_logprobs_and_their_gradient(chunk):
+@pytest.mark.parametrize(("chunk", "parts"), [(None, 1), (5, 1), (5, 3)])
+def test_logprobs_and_their_gradient(chunk, parts):
     hidden, weight, targets, factors = example()
+    cuts = {"chunk": chunk, "parts": parts}
 
     def fused(h, w):
-        return jnp.sum(jnp.sin(linear_logprobs(h, w, targets, chunk=chunk)) * factors)
+        return jnp.sum(jnp.sin(linear_logprobs(h, w, targets, **cuts)) * factors)
 
     def plain(h, w):
         return jnp.sum(jnp.sin(language_model.token_logprobs(h @ w, targets)) * factors)
 
     np.testing.assert_allclose(
-        jnp.exp(linear_logprobs(hidden, weight, targets, chunk=chunk)),
+        jnp.exp(linear_logprobs(hidden, weight, targets, **cuts)),
         np.take_along_axis(jax.nn.softmax(hidden @ weight), targets[..., None], -1)[..., 0],
         rtol=1e-5,
     )
@@ -127,8 +129,13 @@ def test_huge_logits_and_masked_infinities_stay_finite():
     loss, dh = jax.value_and_grad(total)(hidden, weight, targets, mask)
     assert loss == 0.0
     np.testing.assert_array_equal(dh, np.zeros((1, 2, 2)))
+    loss, dh = jax.value_and_grad(functools.partial(total, parts=2))(hidden, weight, targets, mask)
+    assert loss == 0.0
+    np.testing.assert_array_equal(dh, np.zeros((1, 2, 2)))
     with pytest.raises(UserError, match="chunk is 0"):
         linear_cross_entropy(hidden, weight, targets, mask, chunk=0)
+    with pytest.raises(UserError, match="parts is 0"):
+        linear_cross_entropy(hidden, weight, targets, mask, parts=0)
 
 
 # ---------------------------------------------------------------- on a mesh
@@ -156,15 +163,15 @@ def make_mesh(sizes):
     return jax.make_mesh(sizes, names, axis_types=(AxisType.Explicit,) * 4)
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_on_eight_devices(name):
+@pytest.mark.parametrize(("name", "parts"), [(n, 1) for n in MESHES] + [("all", 3), ("zero", 5)])
+def test_on_eight_devices(name, parts):
     sizes, spec = MESHES[name]
     arguments = example(batch=8, time=8)
     expected, expected_grads = oracle(*arguments, 1e-2)
     mesh = make_mesh(sizes)
     with jax.set_mesh(mesh):
         placed = place(mesh, spec, arguments)
-        run = functools.partial(total, z_loss=1e-2, chunk=3)
+        run = functools.partial(total, z_loss=1e-2, chunk=3, parts=parts)
         got, grads = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 3)))(*placed)
         for a, b, x in zip(grads, expected_grads, (*placed[:2], placed[3]), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
@@ -172,7 +179,7 @@ def test_on_eight_devices(name):
         np.testing.assert_allclose(jax.jit(run)(*placed), expected, rtol=1e-5)
 
         def logprobs(h, w):
-            return jnp.sum(linear_logprobs(h, w, placed[2], chunk=3) * placed[3])
+            return jnp.sum(linear_logprobs(h, w, placed[2], chunk=3, parts=parts) * placed[3])
 
         value, grads = jax.jit(jax.value_and_grad(logprobs, (0, 1)))(*placed[:2])
     plain, plain_grads = oracle(*arguments, 0.0)
@@ -241,15 +248,26 @@ def test_never_holds_the_logits_of_a_batch():
 
 def test_default_chunk_keeps_to_its_budget(monkeypatch):
     monkeypatch.setitem(kernel.CHUNK_BYTES, "cpu", 24 * 4 * 10)
+    monkeypatch.setattr(kernel, "PART_BYTES", 8 * 24 * 4 // 2)
     hidden, weight, _, _ = map(jnp.asarray, example())
-    assert kernel._chunk_size(kernel._Layout(), hidden, weight, None) == 8
-    assert kernel._chunk_size(kernel._Layout(), hidden, weight, 100) == 24
-    assert kernel._chunk_size(kernel._Layout(), hidden, weight, 23) == 12
+
+    def cuts(layout, *given):
+        found = kernel._cuts(layout, hidden, weight, *given)
+        return found.chunk, found.parts
+
+    whole, gathered = kernel._Layout(), kernel._Layout(embed=("fsdp",))
+    assert cuts(whole, None, None) == (8, 1)
+    assert cuts(whole, 100, None) == (24, 1)
+    assert cuts(whole, 23, None) == (12, 1)
+    assert cuts(whole, None, 2) == (12, 2)
+    assert cuts(gathered, None, None) == (12, 2)
 
 
 @pytest.mark.slow
-def test_compiled_for_a_tpu(monkeypatch):
-    """Temporaries are the head, its gradient and one chunk; no collective is inside the loop."""
+@pytest.mark.parametrize("parts", [1, 4])
+def test_compiled_for_a_tpu(monkeypatch, parts):
+    """Temporaries are a part of the head, of its gradient, and one chunk; the loop over chunks has
+    no collective."""
     pytest.importorskip("libtpu")
     from jax.experimental import topologies
 
@@ -265,12 +283,16 @@ def test_compiled_for_a_tpu(monkeypatch):
 
     rows = shape(jnp.int32, 8, tokens), shape(jnp.float32, 8, tokens)
     with jax.set_mesh(mesh):
-        run = jax.value_and_grad(functools.partial(total, chunk=chunk), argnums=(0, 1))
+        run = functools.partial(total, chunk=chunk, parts=parts)
+        run = jax.value_and_grad(run, argnums=(0, 1))
         arguments = shape(jnp.bfloat16, 8, tokens, dim), shape(jnp.float32, dim, vocab)
         compiled = jax.jit(run).lower(*arguments, *rows).compile()
     head = dim * vocab
-    parts = (2 + 4 + 2) * head + (4 + 2) * chunk * vocab + 2 * 2 * tokens * dim
-    assert compiled.memory_analysis().temp_size_in_bytes < 1.2 * parts < 4 * tokens * vocab
+    most = ((2 + 4 + 2) * head + (4 + 2) * chunk * vocab) / parts + 2 * 2 * tokens * dim
+    if parts > 1:  # those that travel meanwhile
+        most += 2 * 2 * 2 * head / parts + 4 * tokens * dim
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.2 * most < 4 * tokens * vocab
     text = compiled.as_text()
     large = re.findall(r" = (\w+)\[\d+,\d+\]\S* (?:all-\w+|reduce-scatter)(?:-start)?\(", text)
-    assert len(large) == 2 and set(large) == {"bf16"}  # the head, and its gradient
+    # Each part of the head, again where its normalisers came first, and of the gradient.
+    assert len(large) == (2 if parts == 1 else 3 * parts) and set(large) == {"bf16"}

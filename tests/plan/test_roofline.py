@@ -97,6 +97,16 @@ def test_one_ring_uses_two_links_and_a_line_one():
     )
 
 
+def test_groups_of_the_same_devices_in_the_same_order_are_told_apart():
+    pod = parse_topology("v5p:4x4x4")
+    links = Links(pod, devices(pod.shape))
+    whole = collective("all-gather", np.arange(64).reshape(1, 64), sent=6 * V5P.link)
+    rings = collective("all-gather", np.arange(64).reshape(16, 4), sent=2 * V5P.link)
+    for _ in range(2):  # known by then
+        assert links.seconds(whole) == pytest.approx(1.0 + HOP_SECONDS * 6)
+        assert links.seconds(rings) == pytest.approx(1.0 + HOP_SECONDS * 2)
+
+
 def test_interleaved_groups_share_a_link():
     pod = parse_topology("v5p:4x4x4")
     links = Links(pod, devices(pod.shape))
