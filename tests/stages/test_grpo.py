@@ -154,6 +154,26 @@ def process(run, name):
     return child
 
 
+def below(folder):
+    """Paths of all files; folders may vanish meanwhile."""
+    return {os.path.join(at, name) for at, _, names in os.walk(folder) for name in names}
+
+
+def killed(child, folder, rng):
+    """Kills it in the midst of one of its next steps: after so many new files, and a moment."""
+    before, seen, wanted = below(folder), set(), rng.randint(1, 60)
+    while child.poll() is None:
+        seen |= below(folder) - before
+        if len(seen) >= wanted:
+            time.sleep(rng.uniform(0, 0.3))
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+            return child.returncode == -signal.SIGKILL
+        time.sleep(0.005)
+    child.communicate()
+    return False
+
+
 def numbers(folder):
     names = ("metrics.jsonl", "samples.jsonl", "result.json")
     return {name: (folder / name).read_bytes() for name in names}
@@ -162,19 +182,11 @@ def numbers(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_at_random_moments_change_no_number(run):
-    began = time.monotonic()
     output, _ = (child := process(run, "left_alone")).communicate()
     assert child.returncode == 0, output[-3000:]
-    length, rng, kills = time.monotonic() - began, random.Random(0), 0
-    while kills < 6:
-        child = process(run, "cut")
-        try:
-            output, _ = child.communicate(timeout=rng.uniform(0, 0.8 * length))
-            break  # it came to its end
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGKILL)
-            child.communicate()
-            kills += 1
+    rng, kills = random.Random(0), 0
+    while kills < 6 and killed(process(run, "cut"), run / "cut", rng):
+        kills += 1
     assert kills >= 3
     output, _ = (child := process(run, "cut")).communicate()
     assert child.returncode == 0, output[-3000:]
