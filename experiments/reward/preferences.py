@@ -9,7 +9,7 @@ Needs   : hh_rlhf, llmbar and pandalm in a folder: --set data=DIR (docs/alignmen
           them)
 Mesh    : one CPU device
 Expect  : 94% of the judgements on held-out conflicts right with the prompts, 50% without
-          (docs/alignment.md); two minutes a run on two busy cores, after six for what they share
+          (docs/alignment.md); two minutes a run on two busy cores, after nine for what they share
 Run     : internlm2 run experiments/reward/preferences.py --set data=../shared/data
           internlm2 run experiments/reward/preferences.py --set data=../shared/data \\
               --sweep condition=domains,none --sweep ranking=focal,bradley_terry --seeds 3

@@ -180,7 +180,7 @@ def numbers(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)  # eight processes, each of which compiles
 def test_kills_at_random_moments_change_no_number(run):
     output, _ = (child := process(run, "left_alone")).communicate()
     assert child.returncode == 0, output[-3000:]
