@@ -5,11 +5,14 @@
     cool    the conditional reward model (focal loss, barrier), PPO in rounds, patches and labels
 
 All arms share the corpus, the model before alignment and the number of PPO iterations; `cool`
-labels its comparisons by a program that knows the truth, as people would.
+labels its comparisons by a program that knows the truth, as people would. The policy must move far
+enough in few iterations to show what a reward model asks of it: learning rates are high, and the KL
+coefficient with them.
 
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
-Expect  : see docs/alignment.md
+Expect  : one or two seeds: 19% good answers of SFT, 5% of plain, 33 and 34% of cool, all of it in
+          risky requests declined; tasks suffer (docs/alignment.md)
 Run     : internlm2 run experiments/ablations/cool_rlhf.py --sweep arm=sft,plain,cool --seeds 3
 """
 
@@ -36,7 +39,7 @@ def experiment(
     corpus: str | None = None,
     rounds: int = 2,
     iterations: int = 40,
-    preset_name: str = "demo",
+    embed_dim: int = 64,
 ) -> Config:
     """`seed` is of everything after SFT, so that all runs share the model that they align;
     `iterations` of PPO are of all rounds together."""
@@ -56,7 +59,13 @@ def experiment(
         pretrain_mixture={"code": 0.5, "text": 0.5},
         warmup_iterations=3,
         config=Config(
-            PPOConfig, actor_learning_rate=2e-4, critic_learning_rate=5e-4, minibatches=2
+            PPOConfig,
+            actor_learning_rate=1e-3,
+            critic_learning_rate=1e-3,
+            kl_coefficient=0.1,
+            pretrain_coefficient=0.02,
+            epochs=2,
+            minibatches=2,
         ),
     )
     before = {
@@ -66,7 +75,14 @@ def experiment(
         "pretrain": Partial(
             stages.pretrain,
             **common,
-            model=Config(preset, preset_name),
+            model=Config(
+                preset,
+                "tiny",
+                num_layers=3,
+                embed_dim=embed_dim,
+                head_dim=embed_dim // 4,
+                mlp_dim=11 * embed_dim // 4,
+            ),
             phases=[
                 Config(
                     Phase,
@@ -153,7 +169,7 @@ def experiment(
 
 def tiny(arm: str = "cool", seed: int = 0, corpus: str | None = None) -> Config:
     """The same in a few steps."""
-    config = experiment(arm=arm, seed=seed, corpus=corpus, iterations=4, preset_name="tiny")
+    config = experiment(arm=arm, seed=seed, corpus=corpus, iterations=4, embed_dim=32)
     config.corpus.max_bytes, config.corpus.validation_fraction = 1_000_000, 0.1
     config.tokenizer.vocab_size = 1024
     sizes = config.instructions

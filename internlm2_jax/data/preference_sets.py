@@ -123,3 +123,12 @@ def split(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row
     for part in parts:
         random.Random(f"order {seed}").shuffle(part)
     return parts
+
+
+def conversations(rows: list[Row]) -> list[Row]:
+    """{"messages"} of each distinct conversation with its chosen answer, in the order of `rows`."""
+    found = {}
+    for row in rows:
+        messages = [*row["messages"], {"role": "assistant", "content": row["chosen"]}]
+        found[fingerprint(messages)] = {"messages": messages}
+    return list(found.values())

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from internlm2_jax import sharding
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.remat import Remat
 from internlm2_jax.rlhf import groups
@@ -228,14 +229,20 @@ class GroupUpdates:
             for part in np.split(order, self._config.minibatches):
                 yield {name: values[part] for name, values in batch.items()}
 
+    def logprobs(self, params: Any, tokens: np.ndarray) -> np.ndarray:
+        """[B, W - 1] on the host, of tokens [B, W]; `params` rest on the mesh in use."""
+        return sharding.fetch(self._logprobs(params, sharding.place_rows(tokens)))
+
     @functools.partial(jax.jit, static_argnums=0)
-    def logprobs(self, params: Any, tokens: jax.Array) -> jax.Array:
-        """[B, W - 1], of tokens [B, W]."""
+    def _logprobs(self, params: Any, tokens: jax.Array) -> jax.Array:
         return next_token_logprobs(self._model, params, tokens)
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def update(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        """One step of the policy."""
+        """One step of the policy, on the mesh in use; `batch` is on the host, `state` donated."""
+        return self._step(state, sharding.place_rows(batch))
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
 
         def loss_fn(params: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
             return grpo_loss(

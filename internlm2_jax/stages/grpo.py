@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from internlm2_jax import files
+from internlm2_jax import files, sharding
 from internlm2_jax.data import chat
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
@@ -90,6 +90,7 @@ def grpo(
     config: GRPOConfig,
     workers: int | None = None,
     maths_timeout: float = 5.0,
+    layout: str = "",
     seed: int = 0,
     validate_every: int = 0,
     checkpoint_every: int = 10,
@@ -101,6 +102,8 @@ def grpo(
     reference: the stage that a KL is measured against; default: `actor`. Only read when
       `config.kl_coefficient` is not 0.
     workers: programs and answers that are checked at a time (default: processor cores).
+    layout: the mesh (sharding.py), of rollouts, updates and the reference; rollouts are whole, so
+      no `context`.
     validate_every: iterations between greedy pass rates on problems_validation.jsonl; 0 for never.
     """
     # ------------------------------------------------------ models and problems
@@ -108,9 +111,11 @@ def grpo(
         raise UserError(f"grpo: group_size is {group_size}; a group needs 2 or more to compare")
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     stops = (vocabulary.eos_id, vocabulary.im_end_id)
-    model, params = load_model(actor)
+    _check_layout(layout, prompts_per_iteration * group_size, config.minibatches)
+    with sharding.use(layout):
+        model, params = load_model(actor)
+        anchor = load_model(reference or actor)[1] if config.kl_coefficient else None
     updates = GroupUpdates(model, config, max_new_tokens)
-    anchor = load_model(reference or actor)[1] if config.kl_coefficient else None
     checks = Checks(workers=workers, maths_timeout=maths_timeout)
     fit_in = {"longest": prompt_length, "seed": seed}
     stream = Problems(problems / PROBLEMS, vocabulary, checks, **fit_in)
@@ -157,7 +162,7 @@ def grpo(
         batch = algorithm.to_batch(chosen, config)
         metrics = _metrics(drawn, chosen, rounds)
         if anchor is not None:
-            batch["reference"] = np.asarray(updates.logprobs(anchor, batch["tokens"]))
+            batch["reference"] = updates.logprobs(anchor, batch["tokens"])
             k3 = np.asarray(kl.k3(jnp.asarray(batch["logprobs"]), jnp.asarray(batch["reference"])))
             metrics["kl"] = float(np.where(batch["mask"], k3, 0.0).sum() / len(batch["tokens"]))
         learnt, measured = {k: state[k] for k in ("params", "opt_state")}, []
@@ -187,7 +192,7 @@ def grpo(
         texts = [vocabulary.decode(response) for response in out.tokens]
         return {**summary(checks(rows, texts)), "problems": len(rows)}
 
-    with checks:
+    with checks, sharding.use(layout):
         fit(
             folder,
             {**updates.init(params), "cursor": {"problems": jnp.int32(0)}},
@@ -216,6 +221,19 @@ class _Timing:
             self._log.rewind(iteration)
         self._begun = True
         self._log.log(iteration + 1, **values)
+
+
+def _check_layout(layout: str, rows: int, minibatches: int) -> None:
+    """Errors: UserError when the layout cuts rows, or the responses do not divide over it."""
+    mesh = sharding.Layout.parse(layout)
+    if mesh.context > 1:
+        raise UserError(f"grpo: a layout with context={mesh.context} cuts rows; leave it out")
+    if rows % (minibatches * mesh.batch_ways):
+        raise UserError(
+            f"grpo: {rows} responses in {minibatches} minibatches do not divide over "
+            f"{mesh.batch_ways} parts of the layout {layout!r}; change prompts_per_iteration, "
+            "group_size, minibatches or the layout"
+        )
 
 
 def _seed(*parts: int) -> int:

@@ -248,11 +248,16 @@ def save_model(stage_folder: str | Path, cfg: Any, head: str, params: Any) -> No
 
 
 def load_model(stage_folder: str | Path, *, item: str = "params") -> tuple[Any, Any]:
-    """(Model, params) of a finished stage; the parameters rest on the mesh in use."""
+    """(Model, params) of a finished stage; the parameters rest on the mesh in use.
+
+    Errors: UserError when the mesh does not divide them, or they are missing or damaged.
+    """
     from internlm2_jax.models.build import build
     from internlm2_jax.models.config import from_json
 
     description = files.read_json(Path(stage_folder) / "model.json")
     model = build(from_json(description["config"]), head=description["head"])
     at = Path(stage_folder) / description.get("params", "")
+    if not (mesh := jax.sharding.get_mesh()).empty:
+        sharding.Layout(**mesh.shape).check(model.axes, model.abstract)
     return model, load_item(at, item, sharding.abstract(model.abstract, model.axes))

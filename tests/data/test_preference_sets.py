@@ -31,6 +31,18 @@ def test_a_refusal_against_an_answer_is_a_conflict(tmp_path):
         list(preference_sets.hh_rlhf(tmp_path / "hh.jsonl"))
 
 
+def test_chosen_answers_become_conversations():
+    asked = [{"role": "user", "content": "Hi"}]
+    rows = [preference_sets.pair(d, asked, "yes", "no") for d in ("helpful", "harmless")]
+    rows.append(preference_sets.pair("helpful", asked, "no", "yes"))
+    found = [r["messages"] for r in preference_sets.conversations(rows)]
+    assert [m[-1] for m in found] == [
+        {"role": "assistant", "content": "yes"},
+        {"role": "assistant", "content": "no"},
+    ]
+    assert all(m[:-1] == asked for m in found)
+
+
 def test_annotators_must_agree(tmp_path):
     def row(*votes):
         row = {"instruction": "Do", "input": "it", "response1": "one", "response2": "two"}

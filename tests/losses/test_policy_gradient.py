@@ -36,6 +36,8 @@ def test_matches_a_loop(low, high, dual):
         *map(jnp.asarray, arguments), clip_epsilon=low, clip_epsilon_high=high, dual_clip=dual
     )
     expected, fraction = oracle(*arguments, low, low if high is None else high, dual)
+    if dual is not None:  # it reaches some token of the example
+        assert expected < oracle(*arguments, low, low)[0]
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["clip_fraction"], fraction, rtol=1e-6)
 
@@ -52,6 +54,27 @@ def test_gradient_matches_finite_differences():
         step[b, t] = 1e-6
         up, down = (oracle(new + s * step, old, advantages, mask)[0] for s in (1, -1))
         np.testing.assert_allclose(grad[b, t], (up - down) / 2e-6, atol=1e-5)
+
+
+def test_dual_clip_bounds_a_negative_advantage_alone():
+    """Ye et al. 2020, by hand: ratios 0.5, 1.1, 4 under A = -1 and 4 under A = 1, with c = 3."""
+    ratio, advantages = np.array([[0.5, 1.1, 4.0, 4.0]]), np.array([[-1.0, -1.0, -1.0, 1.0]])
+    mask = jnp.ones((1, 4), bool)
+
+    def loss(logprobs, c):
+        return ppo_policy_loss(
+            logprobs, jnp.zeros((1, 4)), jnp.asarray(advantages), mask, dual_clip=c
+        )
+
+    at = jnp.asarray(np.log(ratio))
+    # -min(r A, clip(r, 0.8, 1.2) A): 0.8 (clipped), 1.1, 4, -1.2 (clipped); the 4 becomes c = 3
+    assert float(loss(at, None)[0]) == pytest.approx((0.8 + 1.1 + 4.0 - 1.2) / 4)
+    found, metrics = loss(at, 3.0)
+    assert float(found) == pytest.approx((0.8 + 1.1 + 3.0 - 1.2) / 4)
+    assert float(metrics["clip_fraction"]) == 0.75
+    grads = [jax.grad(lambda x, c=c: loss(x, c)[0])(at) for c in (None, 3.0)]
+    np.testing.assert_allclose(grads[0], [[0, 1.1 / 4, 4.0 / 4, 0]], atol=1e-6)
+    np.testing.assert_allclose(grads[1], [[0, 1.1 / 4, 0, 0]], atol=1e-6)
 
 
 def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from internlm2_jax import sharding
 from internlm2_jax.errors import UserError
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import build
@@ -188,3 +190,39 @@ def test_masked_groups_do_not_move_the_policy():
     state, metrics = updates.update(updates.init(PARAMS), batch)
     assert float(metrics["grad_norm"]) == 0
     jax.tree.map(np.testing.assert_array_equal, state["params"], PARAMS)
+
+
+@pytest.mark.slow  # half a minute of compiling for eight devices
+@pytest.mark.parametrize("layout", ["fsdp=2,tensor=4", "data=4,fsdp=2"])
+def test_eight_devices_give_the_numbers_of_one(layout):
+    """The same draws, the same log-probabilities, the same updates."""
+    config = GRPOConfig(learning_rate=1e-3, dynamic_rounds=1, kl_coefficient=0.1, minibatches=2)
+    model = build(preset("tiny", num_layers=1, num_heads=8, num_kv_heads=8))
+
+    def run(layout):
+        with sharding.use(layout):
+            params = sharding.create(model.init, model.axes, jax.random.key(0))
+            anchor = sharding.create(model.init, model.axes, jax.random.key(1))
+            sampled = rollout.sample(
+                model, params, [p for p in (*PROMPTS, [3]) for _ in range(4)], prompt_length=4,
+                max_new_tokens=3, sampling=Sampling(temperature=1.0), seed=5, stop_ids=(), pad_id=2,
+            )  # fmt: skip
+            verdicts = [WRONG if r[0] % 2 else RIGHT for r in sampled.responses]
+            batch = to_batch(grouped([{}] * 4, sampled, [""] * 16, verdicts, config, 3), config)
+            updates = GroupUpdates(model, config, 3)
+            batch["reference"] = updates.logprobs(anchor, batch["tokens"])
+            state, found = updates.init(params), []
+            for part in updates.minibatches(batch, 0):
+                state, metrics = updates.update(state, part)
+                found.append({k: float(v) for k, v in metrics.items()})
+            norms = jax.tree.map(lambda x: float(jnp.sum(jnp.abs(x))), state["params"])
+            return batch, found, jax.tree.leaves(norms)
+
+    (alone, one, norms), (together, eight, theirs) = run(""), run(layout)
+    np.testing.assert_array_equal(together["tokens"], alone["tokens"])
+    assert np.ptp(alone["advantages"]) > 1
+    for name in ("logprobs", "reference", "advantages"):
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-4, atol=1e-5)
+    for a, b in zip(one, eight, strict=True):
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
+    assert theirs == pytest.approx(norms, rel=1e-5)

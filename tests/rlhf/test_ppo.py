@@ -202,6 +202,17 @@ def test_entropy_bonus_spreads_the_policy(sampled):
     assert found == sorted(found) and found[-1] > found[0]
 
 
+def test_dual_clip_reaches_the_actor(sampled):
+    """The actor likes every token e times more than the sampler did, and all were bad."""
+    own = np.asarray(next_token_logprobs(ACTOR, PARAMS, jnp.asarray(sampled.tokens)))
+    batch = {"logprobs": np.where(sampled.mask, own - 1, 0).astype(np.float32)}
+    _, plain = actor_metrics(options(), sampled, -1.0, **batch)
+    _, dual = actor_metrics(options(dual_clip=2.0), sampled, -1.0, **batch)
+    assert float(plain["policy_loss"]) == pytest.approx(np.e, rel=1e-4)
+    assert float(plain["clip_share"]) == 0 and float(dual["clip_share"]) == 1
+    assert float(dual["policy_loss"]) == pytest.approx(2.0, rel=1e-6)
+
+
 def test_value_clipping_holds_the_critic_near_its_old_values(sampled):
     updates = options(value_clip=0.01)
     old = np.asarray(CRITIC.scores(VALUES, jnp.asarray(sampled.tokens[:, :-1])))

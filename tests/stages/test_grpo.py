@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,6 +26,7 @@ from internlm2_jax.stages import grpo as stage
 from internlm2_jax.stages import problems
 from internlm2_jax.train.checkpoint import Checkpoints, load_model, save_model_json
 
+ROOT = Path(__file__).parents[2]
 MODULE = sys.modules["internlm2_jax.stages.grpo"]  # the package's own name is the stage
 # Two rounds, two minibatches, a KL: everything that a resumed run must repeat.
 CONFIG = GRPOConfig(learning_rate=3e-3, dynamic_rounds=2, minibatches=2, kl_coefficient=0.01,
@@ -125,6 +132,84 @@ def test_a_killed_run_goes_on_bit_for_bit(run, whole, monkeypatch):
     assert [r["step"] for r in files.read_jsonl(killed / "timing.jsonl")] == [1, 2, 3, 4]
 
 
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_grpo
+test_grpo.MODULE.Checks = test_grpo.Judge
+print("ready", flush=True)
+test_grpo.train(Path({run!r}), {name!r}, iterations=6, checkpoint_every=1, validate_every=3)
+"""
+
+
+def process(run, name):
+    """`train` in a process of its own, which has said that it is about to begin."""
+    text = PROGRAM.format(tests=str(Path(__file__).parent), run=str(run), name=name)
+    child = subprocess.Popen(
+        [sys.executable, "-c", text], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def below(folder):
+    """Paths of all files; folders may vanish meanwhile."""
+    return {os.path.join(at, name) for at, _, names in os.walk(folder) for name in names}
+
+
+def killed(child, folder, rng):
+    """Kills it in the midst of one of its next steps: after so many new files, and a moment."""
+    before, seen, wanted = below(folder), set(), rng.randint(1, 60)
+    while child.poll() is None:
+        seen |= below(folder) - before
+        if len(seen) >= wanted:
+            time.sleep(rng.uniform(0, 0.3))
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+            return child.returncode == -signal.SIGKILL
+        time.sleep(0.005)
+    child.communicate()
+    return False
+
+
+def numbers(folder):
+    names = ("metrics.jsonl", "samples.jsonl", "result.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # eight processes, each of which compiles
+def test_kills_at_random_moments_change_no_number(run):
+    output, _ = (child := process(run, "left_alone")).communicate()
+    assert child.returncode == 0, output[-3000:]
+    rng, kills = random.Random(0), 0
+    while kills < 6 and killed(process(run, "cut"), run / "cut", rng):
+        kills += 1
+    assert kills >= 3
+    output, _ = (child := process(run, "cut")).communicate()
+    assert child.returncode == 0, output[-3000:]
+    whole, cut = run / "left_alone", run / "cut"
+    assert numbers(cut) == numbers(whole)
+    ours, theirs = (load_model(folder)[1] for folder in (cut, whole))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+@pytest.mark.slow  # a minute of compiling for eight devices
+def test_a_mesh_of_eight_devices_gives_the_numbers_of_one(run, whole, monkeypatch):
+    monkeypatch.setattr(MODULE, "Checks", Judge)
+    options = {"prompts_per_iteration": 4, "validate_every": 0}
+    alone, together = (
+        files.read_jsonl(train(run, name, 2, layout=layout, **options) / "metrics.jsonl")
+        for name, layout in (("alone", ""), ("together", "data=2,fsdp=2,tensor=2"))
+    )
+    assert len(alone) == 2 and alone[1]["kl"] > 0
+    for a, b in zip(alone, together, strict=True):
+        assert a.pop("split") == b.pop("split") == "train"
+        assert b == pytest.approx(a, rel=1e-3, abs=1e-5)
+
+
 def test_nothing_that_can_be_checked_ends_the_run(run, monkeypatch):
     class Broken(Judge):
         def __call__(self, rows, texts):
@@ -157,6 +242,12 @@ def test_mistakes_are_named_before_anything_runs(run, tmp_path):
         train(run, "one", group_size=1)
     with pytest.raises(UserError, match="no problem fits 3 tokens"):
         train(run, "short", prompt_length=3)
+    with pytest.raises(UserError, match="8 responses in 2 minibatches do not divide over 8 parts"):
+        train(run, "uneven", layout="fsdp=8")
+    with pytest.raises(UserError, match="context=2 cuts rows"):
+        train(run, "context", layout="context=2")
+    with pytest.raises(UserError, match="2 does not divide over tensor = 8; choose"):
+        train(run, "heads", layout="tensor=8")
     files.write_jsonl(tmp_path / "problems.jsonl", [{"prompt": "a", "check": {"kind": "magic"}}])
     with pytest.raises(UserError, match=r"problems\.jsonl:1: no check of a known kind"):
         train(run, "magic", problems=tmp_path)
