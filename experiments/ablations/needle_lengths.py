@@ -80,14 +80,14 @@ def experiment(
         warmup=10,
         final_ratio=0.1,
         weight_decay=0.0,
-        mixture={"recall": 0.5, "recall_long": 0.5},
+        mixture={"recall_long": 1.0},
     )
     return Config(
         Pipeline,
         corpus=Partial(
             stages.haystacks,
             lengths={"recall": 124, "recall_long": 1000},
-            tokens={"recall": 3_000_000, "recall_long": 1_000_000},
+            tokens={"recall": 3_000_000, "recall_long": 1_500_000},
         ),
         tokenizer=Partial(stages.tokenizer, corpus=output("corpus"), vocab_size=1024),
         pretrain=Partial(
@@ -97,8 +97,9 @@ def experiment(
                 preset,
                 "tiny",
                 embed_dim=64,
-                num_kv_heads=4,
-                head_dim=16,
+                num_heads=2,
+                num_kv_heads=2,
+                head_dim=32,
                 mlp_dim=128,
                 initializer_range=0.1,  # about 1 / sqrt(embed_dim)
             ),

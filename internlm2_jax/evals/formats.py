@@ -26,7 +26,7 @@ def choices(f: Fields) -> Iterator[Item]:
     texts = _texts(f.need("choices", list))
     right = _right(f.need("answer"), texts)
     yield f.item(
-        fields={"question": f.text("question"), "context": f.get("context") or ""},
+        fields={"question": f.text("question"), "context": f.optional("context")},
         choices=texts,
         right=right,
         answers=tuple(LETTERS[i] for i in right),
@@ -35,7 +35,7 @@ def choices(f: Fields) -> Iterator[Item]:
 
 def reading(f: Fields) -> Iterator[Item]:
     """RACE: an article with questions, options and answers, lists of one length."""
-    article, questions = f.text("article"), f.need("questions", list)
+    article, questions = f.text("article"), f.texts("questions")
     options, answers = f.need("options", list), f.need("answers", list)
     if not len(questions) == len(options) == len(answers):
         raise BadRow(
@@ -54,15 +54,14 @@ def reading(f: Fields) -> Iterator[Item]:
 
 def c3(f: Fields) -> Iterator[Item]:
     """C3: [lines of a text or dialogue, [{"question", "choice", "answer"}], id]."""
-    lines, questions, identity = f.need("lines", list), f.need("questions", list), f.text("id")
+    lines, questions, identity = f.texts("lines"), f.need("questions", list), f.text("id")
     for i, asked in enumerate(questions):
-        if missing := {"question", "choice", "answer"} - set(asked):
-            raise BadRow(f"has no {min(missing)!r} in its question {i + 1}")
-        texts = _texts(asked["choice"])
-        right = _right(asked["answer"], texts, by_text=True)
+        place = f"its question {i + 1}"
+        texts = _texts(_inside(asked, "choice", list, place))
+        right = _right(_inside(asked, "answer", object, place), texts, by_text=True)
         yield Item(
             f"{identity}/{i}", f.row.where, f.row.group,
-            {"question": asked["question"], "context": "\n".join(lines)},
+            {"question": _inside(asked, "question", str, place), "context": "\n".join(lines)},
             tuple(LETTERS[i] for i in right), texts, right,
         )  # fmt: skip
 
@@ -73,6 +72,8 @@ def _texts(given: Any) -> tuple[str, ...]:
         raise BadRow(f"has choices {given!r:.60}; expected a list of two or more")
     if len(given) > len(LETTERS):
         raise BadRow(f"has {len(given)} choices; the most is {len(LETTERS)}")
+    if bad := [text for text in given if not _scalar(text)]:
+        raise BadRow(f"has a choice {bad[0]!r:.60}; expected a text that is not empty")
     texts = [str(text) for text in given]
     labels = [match.group(1) if (match := _LABEL.match(text)) else "" for text in texts]
     if labels == list(LETTERS[: len(texts)]):
@@ -112,7 +113,10 @@ def answers(f: Fields) -> Iterator[Item]:
     """
     given = f.need("answer")
     if isinstance(given, Mapping):
-        given = [given.get("value"), *given.get("aliases", [])]
+        aliases = given.get("aliases") or []
+        if not isinstance(aliases, list):
+            raise BadRow(f"has 'aliases' of type {type(aliases).__name__}; expected list")
+        given = [given.get("value"), *aliases]
     if isinstance(given, str) and given.startswith("[") and f.get("listed", True):
         try:
             given = ast.literal_eval(given)
@@ -123,26 +127,74 @@ def answers(f: Fields) -> Iterator[Item]:
     if not right:
         raise BadRow("has no answer")
     yield f.item(
-        fields={"question": f.need("question", str), "context": f.get("context") or ""},
+        fields={"question": f.need("question", str), "context": f.optional("context")},
         answers=tuple(dict.fromkeys(right)),
-        check={"classes": f.get("classes") or [], "length": f.get("length")},
-    )
+        check={
+            "classes": f.texts("classes") if f.get("classes") else [], "length": f.get("length")
+        },
+    )  # fmt: skip
 
 
 def l_eval(f: Fields) -> Iterator[Item]:
     """L-Eval: one long input, with a list of instructions and one of outputs."""
-    asked, outputs = f.need("instructions", list), f.need("outputs", list)
+    asked, outputs = f.texts("instructions"), f.need("outputs", list)
     if len(asked) != len(outputs):
         raise BadRow(f"has {len(asked)} instructions and {len(outputs)} outputs")
     for i, (question, output) in enumerate(zip(asked, outputs, strict=True)):
+        if not _scalar(output):
+            raise BadRow(f"has output {output!r:.60}; expected a text that is not empty")
         fields = {"question": question, "context": f.text("input")}
         yield f.item(f"/{i}", fields=fields, answers=(str(output),))
+
+
+def squad(f: Fields) -> Iterator[Item]:
+    """SQuAD 1.1 and 2.0: an article's paragraphs with their questions; those that have no answer
+    (`is_impossible`) are left out."""
+    for n, paragraph in enumerate(f.need("paragraphs", list), 1):
+        context = _inside(paragraph, "context", str, f"paragraph {n}")
+        for asked in _inside(paragraph, "qas", list, f"paragraph {n}"):
+            place = f"a question of paragraph {n}"
+            given = _inside(asked, "answers", list, place)
+            if asked.get("is_impossible") is True:
+                continue
+            right = [
+                _inside(answer, "text", str, f"an answer of paragraph {n}") for answer in given
+            ]
+            if not any(text.strip() for text in right):
+                raise BadRow(f"has no answer in {place}")
+            question = _inside(asked, "question", str, place)
+            yield Item(
+                str(_inside(asked, "id", (str, int), place)), f.row.where, f.optional("title"),
+                {"question": question, "context": context}, tuple(dict.fromkeys(right)),
+                check={"documents": [context]},
+            )  # fmt: skip
+
+
+def hotpotqa(f: Fields) -> Iterator[Item]:
+    """HotpotQA: a question over several documents, each [title, [sentences]]."""
+    documents = []
+    for n, document in enumerate(f.need("context", list), 1):
+        if not isinstance(document, list) or len(document) != 2:
+            raise BadRow(f"has document {n} {document!r:.60}; expected [title, [sentences]]")
+        title, sentences = document
+        if not isinstance(title, str) or not _all(sentences, str):
+            raise BadRow(f"has document {n} {document!r:.60}; expected [title, [sentences]]")
+        documents.append(f"{title}\n{''.join(sentences)}")
+    if not documents:
+        raise BadRow("has no documents in its 'context'")
+    yield f.item(
+        fields={"question": f.text("question"), "context": "\n\n".join(documents)},
+        answers=(f.text("answer"),),
+        check={"documents": documents},
+    )
 
 
 def solutions(f: Fields) -> Iterator[Item]:
     """GSM8K (the answer after "####") and MATH (in the last box, or in a field of its own)."""
     solution = f.text("solution")
     answer = f.get("answer")
+    if answer is not None and not _scalar(answer):
+        raise BadRow(f"has answer {answer!r:.60}; expected a text that is not empty")
     if answer is None and "####" in solution:
         solution, _, answer = solution.rpartition("####")
         solution = re.sub(r"<<.*?>>", "", solution).strip()
@@ -159,7 +211,10 @@ def solutions(f: Fields) -> Iterator[Item]:
 def gaokao(f: Fields) -> Iterator[Item]:
     """GAOKAO-Bench: a question with its options inside, the answer a list of letters or a text."""
     given = f.need("answer")
-    right = [str(part) for part in given] if isinstance(given, list) else [str(given)]
+    parts = given if isinstance(given, list) else [given]
+    if not parts or not all(map(_scalar, parts)):
+        raise BadRow(f"has answer {given!r:.60}; expected letters or a text")
+    right = [str(part) for part in parts]
     joined = "".join(right)
     by_letters = bool(joined) and set(joined) <= set("ABCDEFG")
     yield f.item(
@@ -179,7 +234,7 @@ def humaneval(f: Fields) -> Iterator[Item]:
     defined = list(dict.fromkeys([name, *re.findall(r"^def (\w+)", prompt, re.M)]))
     yield f.item(
         fields={"question": prompt, "prompt": prompt},
-        answers=(f.get("canonical_solution") or "",),
+        answers=(f.optional("canonical_solution"),),
         check={
             "kind": "code", "tests": [f"{test}\n\ncheck({name})"], "functions": defined,
             "before": prompt, "entry": name,
@@ -189,7 +244,7 @@ def humaneval(f: Fields) -> Iterator[Item]:
 
 def mbpp(f: Fields) -> Iterator[Item]:
     """MBPP: a task in words, three assertions; the functions they call."""
-    code, tests = f.text("code").replace("\r\n", "\n"), f.need("test_list", list)
+    code, tests = f.text("code").replace("\r\n", "\n"), f.texts("test_list")
     defined = re.findall(r"^(?:def|class) (\w+)", code, re.M)
     called = [name for name in dict.fromkeys(defined) if any(name in test for test in tests)]
     if not called:
@@ -199,7 +254,7 @@ def mbpp(f: Fields) -> Iterator[Item]:
         answers=(code,),
         check={
             "kind": "code", "tests": list(tests), "functions": called,
-            "setup": f.get("test_setup_code") or "",
+            "setup": f.optional("test_setup_code"),
         },
     )  # fmt: skip
 
@@ -211,11 +266,13 @@ def instructions(f: Fields) -> Iterator[Item]:
     """IFEval: a prompt, the names of rules and their arguments."""
     from internlm2_jax.evals.rules import RULES
 
-    names, given = f.need("instruction_id_list", list), f.need("kwargs", list)
+    names, given = f.texts("instruction_id_list"), f.need("kwargs", list)
     if len(names) != len(given):
         raise BadRow(f"has {len(names)} instructions and {len(given)} kwargs")
     if unknown := [name for name in names if name not in RULES]:
         raise BadRow(f"has instruction {unknown[0]!r}, which no rule checks")
+    if bad := [kwargs for kwargs in given if not isinstance(kwargs, Mapping)]:
+        raise BadRow(f"has {bad[0]!r:.60} in its kwargs; expected objects")
     rules = [
         [name, {k: v for k, v in kwargs.items() if v is not None}]
         for name, kwargs in zip(names, given, strict=True)
@@ -225,17 +282,25 @@ def instructions(f: Fields) -> Iterator[Item]:
 
 def conversation(f: Fields) -> Iterator[Item]:
     """MT-Bench: the first turn of a conversation, without a right answer."""
-    turns = f.need("turns", list)
-    if not turns or not isinstance(turns[0], str):
+    turns = f.texts("turns")
+    if not turns or not turns[0].strip():
         raise BadRow("has no first turn")
-    yield f.item(fields={"question": turns[0]}, answers=tuple(f.get("reference") or ()))
+    answers = tuple(f.texts("reference")) if f.get("reference") else ()
+    yield f.item(fields={"question": turns[0]}, answers=answers)
 
 
 def calls(f: Fields) -> Iterator[Item]:
     """T-Eval: a conversation, and the call that should follow, as JSON or in a template."""
     said, truth = f.need("origin_prompt", list), f.need("ground_truth", dict)
-    if missing := {"action", "args"} - set(truth):
-        raise BadRow(f"has no {min(missing)!r} in its ground_truth")
+    action = _inside(truth, "action", str, "its ground_truth")
+    args = _inside(truth, "args", dict, "its ground_truth")
+    about, template = f.get("meta_data") or {}, f.need("template", dict)
+    style = _inside(about, "response_format", str, "its meta_data") if about else "json"
+    sides = [""] if style == "json" else ["_start", "_end"]
+    for name in [f"{part}{side}" for part in ("thought", "action", "args") for side in sides]:
+        _inside(template, name, str, "its template")
+    if not said:
+        raise BadRow("has no turn in its origin_prompt")
     messages = []
     for turn in said:
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
@@ -247,8 +312,7 @@ def calls(f: Fields) -> Iterator[Item]:
         messages=tuple(messages),
         answers=(json.dumps(truth, ensure_ascii=False),),
         check={
-            "action": truth["action"], "args": truth["args"], "template": f.need("template", dict),
-            "style": (f.get("meta_data") or {}).get("response_format", "json"),
+            "action": action, "args": args, "template": template, "style": style,
         },
     )  # fmt: skip
 
@@ -259,18 +323,22 @@ def notebooks(f: Fields) -> Iterator[Item]:
     Steps are "exec" (it should run), "num" or "general" (it should print what the notebook has),
     "text" (something like it) or "vis" (a picture, which is not compared).
     """
-    kinds = list((f.get("metadata") or {}).get("step_types", []))
+    about = f.need("metadata", dict) if f.get("metadata") else {}
+    kinds = about.get("step_types") or []
+    if not _all(kinds, str):
+        raise BadRow(f"has step_types {kinds!r:.60}; expected texts")
     steps: list[dict[str, Any]] = []
     question = ""
-    for cell in f.need("cells", list):
-        source = "".join(cell.get("source", ""))
-        if cell.get("cell_type") == "markdown":
+    for n, cell in enumerate(f.need("cells", list), 1):
+        kind = _inside(cell, "cell_type", str, f"cell {n}")
+        source = _joined(_inside(cell, "source", (str, list), f"cell {n}"), f"cell {n}")
+        if kind == "markdown":
             question = source.strip()
-        elif cell.get("cell_type") == "code" and question:
-            shown = (cell.get("outputs") or [{}])[-1].get("data", {})
+        elif kind == "code" and question:
+            shown = _shown(cell.get("outputs") or [], f"cell {n}")
             kind = "vis" if "image/png" in shown else "general" if "text/plain" in shown else "exec"
             kind = kinds[len(steps)] if len(kinds) > len(steps) else kind
-            output = "".join(shown.get("text/plain", ""))
+            output = _joined(shown.get("text/plain", ""), f"an output of cell {n}")
             steps.append({"question": question, "code": source, "kind": kind, "output": output})
             question = ""
     if not steps:
@@ -285,18 +353,20 @@ def pairs(f: Fields) -> Iterator[Item]:
     """
     labels = f.need("label")
     labels = labels if isinstance(labels, list) else [labels]
+    # PandaLM has a few answers that are no texts: false, and numbers.
+    first, second = (str(f.need(name, (str, int, float))) for name in ("first", "second"))
     if bad := [label for label in labels if label not in (0, 1, 2)]:
         raise BadRow(f"has label {bad[0]!r}; it is 1, 2, or 0 for a tie")
     counts = {label: labels.count(label) for label in (1, 2, 0)}
     best = max(counts.values())
     winners = [label for label, count in counts.items() if count == best]
     if winners in ([1], [2]):
-        asked = [f.need("instruction", str), f.get("input") or ""]
+        asked = [f.need("instruction", str), f.optional("input")]
         if not any(asked):
             raise BadRow("has an empty instruction")
         yield f.item(
             fields={"question": "\n\n".join(filter(None, asked))},
-            choices=(str(f.need("first")), str(f.need("second"))),
+            choices=(first, second),
             right=(winners[0] - 1,),
             answers=("AB"[winners[0] - 1],),
         )
@@ -304,8 +374,49 @@ def pairs(f: Fields) -> Iterator[Item]:
 
 FORMATS: dict[str, Reader] = {
     "choices": choices, "reading": reading, "c3": c3, "answers": answers, "l_eval": l_eval,
+    "squad": squad, "hotpotqa": hotpotqa,
     "solutions": solutions, "gaokao": gaokao, "humaneval": humaneval, "mbpp": mbpp,
     "instructions": instructions, "conversation": conversation, "calls": calls,
     "notebooks": notebooks, "pairs": pairs,
     "ruler": lambda f: iter(()),  # made, not read: ruler.py
 }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ parts of a row
+
+
+def _scalar(value: Any) -> bool:
+    """A number, or a text that is not empty."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _joined(value: str | list[Any], place: str) -> str:
+    """A text, or a list of its lines, as notebooks have them."""
+    if not isinstance(value, str) and not _all(value, str):
+        raise BadRow(f"has {value!r:.60} in {place}; expected text")
+    return "".join(value)
+
+
+def _shown(outputs: Any, place: str) -> Mapping[str, Any]:
+    """What the last output of a cell shows, by kind."""
+    if not _all(outputs, dict):
+        raise BadRow(f"has outputs {outputs!r:.60} in {place}; expected objects")
+    data = outputs[-1].get("data", {}) if outputs else {}
+    if not isinstance(data, Mapping):
+        raise BadRow(f"has an output of type {type(data).__name__} in {place}")
+    return data
+
+
+def _all(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(part, kind) for part in value)
+
+
+def _inside(value: Any, name: str, kind: Any, place: str) -> Any:
+    """A field of a part of a row."""
+    if not isinstance(value, Mapping) or value.get(name) is None:
+        raise BadRow(f"has no {name!r} in {place}")
+    if not isinstance(value[name], kind):
+        raise BadRow(f"has {name!r} of type {type(value[name]).__name__} in {place}")
+    return value[name]

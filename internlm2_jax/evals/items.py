@@ -66,13 +66,15 @@ class Fields:
             return [self._one(part, name) for part in key]
         return self._at(key, default)
 
-    def need(self, name: str, kind: type = object) -> Any:
+    def need(self, name: str, kind: type | tuple[type, ...] = object) -> Any:
         key = self._names.get(name, name)
         value = self.get(name)
         if value is None:
             raise BadRow(f"has no {key!r}")
         if not isinstance(value, kind):
-            raise BadRow(f"has {key!r} of type {type(value).__name__}; expected {kind.__name__}")
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            expected = " or ".join(k.__name__ for k in kinds)
+            raise BadRow(f"has {key!r} of type {type(value).__name__}; expected {expected}")
         return value
 
     def text(self, name: str) -> str:
@@ -81,11 +83,23 @@ class Fields:
             raise BadRow(f"has an empty {self._names.get(name, name)!r}")
         return value
 
+    def optional(self, name: str) -> str:
+        """A text, "" where there is none."""
+        return "" if self.get(name) is None else str(self.need(name, str))
+
+    def texts(self, name: str) -> list[str]:
+        """A list of texts."""
+        values: list[str] = self.need(name, list)
+        if bad := [value for value in values if not isinstance(value, str)]:
+            key = self._names.get(name, name)
+            raise BadRow(f"has {key!r} with {bad[0]!r:.60} in it; expected texts")
+        return values
+
     def item(self, suffix: str = "", **parts: Any) -> Item:
         """An item with the row's place, group and id; without an id the place counts as one."""
-        identity, group = self.get("id"), self.get("group") or self.row.group
-        if not isinstance(group, str):
-            raise BadRow(f"has a group that is {type(group).__name__}; expected text")
+        identity, group = self.get("id"), self.optional("group") or self.row.group
+        if not isinstance(identity, (str, int, type(None))):
+            raise BadRow(f"has an id {identity!r:.60}; expected text or a whole number")
         if identity is None:
             identity = Path(self.row.where).name
         if self.row.group:
@@ -130,10 +144,6 @@ def load(
     items: list[Item] = []
     bad: list[str] = []
     for row in rows.read(folder, pattern, columns=columns, records=records):
-        if format == "c3" and isinstance(row.value, list) and len(row.value) == 3:
-            row = row._replace(
-                value=dict(zip(("lines", "questions", "id"), row.value, strict=True))
-            )
         try:
             f = Fields(row, fields or {})
             if all(_between(f, name, limits) for name, limits in (only or {}).items()):

@@ -71,11 +71,13 @@ def _best(compare: Callable[[str, str], float]) -> Measure:
 
 
 def _contains_all(suite: Suite, pairs: Pairs) -> list[Mark]:
-    """The share of the right answers that the response has (RULER)."""
+    """The share of the right answers that the response has; 1 for any where one is enough (RULER's
+    string_match_all and string_match_part)."""
     marks = []
     for item, response in pairs:
         said = response.lower()
-        share = sum(answer.lower() in said for answer in item.answers) / len(item.answers)
+        found = [answer.lower() in said for answer in item.answers]
+        share = float(any(found)) if item.check.get("any") else sum(found) / len(found)
         marks.append(Mark.of(share, normal(response)[:200]))
     return marks
 

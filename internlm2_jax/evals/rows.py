@@ -18,6 +18,7 @@ from internlm2_jax.errors import UserError
 
 csv.field_size_limit(2**27)
 _SHARD = re.compile(r"\d+-of-\d+")
+_BLANKS, _DECODER = re.compile(r"\s*"), json.JSONDecoder()
 
 
 class Row(NamedTuple):
@@ -78,58 +79,60 @@ def text_of(path: Path) -> str:
 def _jsonl(path: Path, columns: Sequence[str], records: str) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(text_of(path).split("\n"), 1):
         if line.strip():
-            yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
+            yield f"{path}:{number}", _parsed(line, path, number)
 
 
 def _json(path: Path, columns: Sequence[str], records: str) -> Iterator[tuple[str, Any]]:
     text = text_of(path)
-    value = _parsed(text, str(path))
+    value, at = _parsed(text, path), _after_blanks(text, 0)
     for key in records.split(".") if records else ():
         if not isinstance(value, dict) or key not in value:
             raise UserError(f"{path} has no {key!r}, under which its records should be")
-        value = value[key]
-    if isinstance(value, dict):  # T-Eval: records by name
-        value = [{"id": key, **v} if isinstance(v, dict) else v for key, v in value.items()]
-    if not isinstance(value, list):
+        value, at = value[key], dict(_parts(text, at))[key]
+    if not isinstance(value, (list, dict)):
         raise UserError(f"{path} is {type(value).__name__}; expected a list of records")
-    lines = _lines_of_records(text) if not records else []
-    for number, record in enumerate(value):
-        known = len(lines) == len(value)
-        yield (f"{path}:{lines[number]}" if known else f"{path}, record {number + 1}"), record
+    line, counted = 1, 0
+    for key, start in _parts(text, at):
+        line, counted = line + text.count("\n", counted, start), start
+        record = value[key]
+        if isinstance(key, str) and isinstance(record, dict):  # T-Eval: records by name
+            record = {"id": key, **record}
+        yield f"{path}:{line}", record
 
 
-def _lines_of_records(text: str) -> list[int]:
-    """The line on which each record of a JSON list or object begins."""
-    lines, depth, number, quoted, start = [], 0, 1, False, True
-    at = 0
-    while at < len(text):
-        c = text[at]
-        if c == "\n":
-            number += 1
-        elif quoted:
-            at += c == "\\"
-            quoted = c != '"'
-        else:
-            if depth == 1 and start and not c.isspace() and c not in "]}":
-                lines.append(number)
-                start = False
-            if c == '"':
-                quoted = True
-            elif c in "[{":
-                depth += 1
-            elif c in "]}":
-                depth -= 1
-            elif c == "," and depth == 1:
-                start = True
-        at += 1
-    return lines
+def _parts(text: str, at: int) -> Iterator[tuple[Any, int]]:
+    """Key, or number, and place of each part of the JSON list or object that begins at `at`.
+
+    text: valid JSON.
+    """
+    keyed, number = text[at] == "{", 0
+    at = _after_blanks(text, at + 1)
+    while text[at] not in "]}":
+        key: Any = number
+        if keyed:
+            key, at = _DECODER.raw_decode(text, at)
+            at = _after_blanks(text, _after_blanks(text, at) + 1)  # the colon
+        yield key, at
+        _, at = _DECODER.raw_decode(text, at)
+        at = _after_blanks(text, at)
+        if text[at] == ",":
+            at = _after_blanks(text, at + 1)
+        number += 1
 
 
-def _parsed(text: str, where: str) -> Any:
+def _after_blanks(text: str, at: int) -> int:
+    match = _BLANKS.match(text, at)
+    assert match is not None  # it matches nothing too
+    return match.end()
+
+
+def _parsed(text: str, path: Path, line: int = 1) -> Any:
+    """line: of the file, on which the text begins."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON ({error})") from error
+        line += getattr(error, "lineno", 1) - 1
+        raise UserError(f"{path}:{line} is not valid JSON ({error})") from error
 
 
 def _table(delimiter: str) -> Callable[..., Iterator[tuple[str, Any]]]:
@@ -163,7 +166,7 @@ def _parquet(path: Path, columns: Sequence[str], records: str) -> Iterator[tuple
 
 
 def _notebook(path: Path, columns: Sequence[str], records: str) -> Iterator[tuple[str, Any]]:
-    yield str(path), {"id": path.stem, **_parsed(text_of(path), str(path))}
+    yield str(path), {"id": path.stem, **_parsed(text_of(path), path)}
 
 
 _READERS: dict[str, Callable[..., Iterator[tuple[str, Any]]]] = {

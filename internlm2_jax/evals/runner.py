@@ -40,7 +40,7 @@ def load(
     if suite.format == "ruler":
         from internlm2_jax.evals import ruler
 
-        items, pool = ruler.items(suite.options, tokenizer), []
+        items, pool = ruler.items(suite.options, tokenizer, folder), []
     else:
         if folder is None:
             raise UserError(f"suite {suite.name} reads files: give its folder with --data")

@@ -229,25 +229,6 @@ def test_sessions_keep_their_state_and_die_alone(subject, tmp_path):
     assert found["parts"] == {"executable": 4 / 6, "general": 2 / 4}
 
 
-def test_ruler_makes_its_items_to_length(subject):
-    options = {"lengths": [600], "count": 1}
-    suite = dataclasses.replace(KNOWN["ruler"], options=options)
-    items = runner.load(suite, None, subject.tokenizer).items
-    assert len(items) == 7 and items == runner.load(suite, None, subject.tokenizer).items
-    for item in items:
-        text = item.fields["question"]
-        assert 500 < len(subject.encode(text)) <= 600
-        for answer in item.answers:
-            assert answer in text
-    words = next(i for i in items if i.id.startswith("common")).fields["question"].split("\n")[0]
-    answers = next(i for i in items if i.id.startswith("common")).answers
-    counts = {word: words.split().count(word) for word in set(words.split())}
-    assert all(counts[a] == 10 for a in answers)
-    assert max(n for word, n in counts.items() if word not in answers) < 10
-    with pytest.raises(UserError, match="40 tokens cannot hold"):
-        runner.load(dataclasses.replace(suite, options={"lengths": [40]}), None, subject.tokenizer)
-
-
 def test_two_models_answers_go_before_a_judge(subject, tmp_path, monkeypatch):
     from internlm2_jax.evals import judge
 
