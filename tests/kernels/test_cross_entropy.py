@@ -16,6 +16,7 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.kernels import cross_entropy as kernel
 from internlm2_jax.kernels.cross_entropy import linear_cross_entropy, linear_logprobs
 from internlm2_jax.losses import language_model
+from internlm2_jax.plan import hlo
 
 
 def example(batch=4, time=6, dim=8, vocab=24, dtype=np.float32, seed=0):
@@ -293,6 +294,10 @@ def test_compiled_for_a_tpu(monkeypatch, parts):
         most += 2 * 2 * 2 * head / parts + 4 * tokens * dim
     assert compiled.memory_analysis().temp_size_in_bytes < 1.2 * most < 4 * tokens * vocab
     text = compiled.as_text()
-    large = re.findall(r" = (\w+)\[\d+,\d+\]\S* (?:all-\w+|reduce-scatter)(?:-start)?\(", text)
+    events = hlo.read(text, {"fsdp": 8}).walk()
+    moves = [
+        (e, n) for e, n in events if isinstance(e, hlo.Collective) and e.payload > head / parts
+    ]
     # Each part of the head, again where its normalisers came first, and of the gradient.
-    assert len(large) == (2 if parts == 1 else 3 * parts) and set(large) == {"bf16"}
+    assert sum(n for _, n in moves) == (2 if parts == 1 else 3 * parts)
+    assert {e.payload for e, _ in moves} == {2 * head / parts}  # bfloat16
