@@ -64,7 +64,7 @@ def speed(rounds: int) -> None:
 def quality(file: Path, steps: int) -> None:
     cfg = ModelConfig(
         vocab_size=256, num_layers=6, embed_dim=256, num_heads=8, num_kv_heads=4, head_dim=32,
-        mlp_dim=704, max_position_embeddings=LENGTH, dtype="float32",
+        mlp_dim=768, max_position_embeddings=LENGTH, dtype="float32",
     )  # fmt: skip
     model = build(cfg)
     text = np.frombuffer(file.read_bytes(), np.uint8).astype(np.int32)
