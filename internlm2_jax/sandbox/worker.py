@@ -264,8 +264,9 @@ def _flush() -> None:
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    requests, replies = os.dup(0), settings["replies"]
-    os.set_inheritable(replies, False)
+    # low numbers, whatever is open outside: a program finds here what it would find anywhere
+    requests, replies = os.dup(0), os.dup(settings["replies"])
+    os.close(settings["replies"])
     for name, value in settings["rlimits"].items():
         if name != "AS":
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 
@@ -166,6 +167,17 @@ def test_a_failing_machine_is_no_failing_program(jail, monkeypatch):
     results = run_many([Program("1")] * 3, jail=jail, workers=1)
     assert [r.status for r in results] == ["ok", "infrastructure", "ok"]
     assert "out of memory" in results[1].error
+
+
+def test_a_program_finds_low_descriptors_whatever_is_open_outside(jail):
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(80)]
+    try:
+        with Session(jail) as session:
+            shown = session.run("import os\nmax(map(int, os.listdir('/proc/self/fd')))", timeout=20)
+    finally:
+        for fd in held:
+            os.close(fd)
+    assert 3 <= int(shown.shown) < 8, shown
 
 
 def test_limits_are_checked():
