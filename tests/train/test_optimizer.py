@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from internlm2_jax.errors import UserError
@@ -112,6 +113,24 @@ def test_mup_scales_hidden_matrices_alone():
             np.testing.assert_array_equal(after, before)
     names = {n.split("/", 1)[1].rsplit("/", 1)[0] for n in hidden}
     assert all(n.startswith("layers/") and n.endswith("weight") for n in hidden) and len(names) == 7
+
+
+@pytest.mark.parametrize(("limit", "scale"), [(1.0, 3.0), (1.0, 1e-3), (5.0, 0.0)])
+def test_clipping_is_optax_s_by_one_factor(limit, scale):
+    keys = jax.random.split(jax.random.key(0), 2)
+    grads = {
+        "a": scale * jax.random.normal(keys[0], (7, 3)),
+        "b": scale * jnp.ones(5, jnp.bfloat16),
+    }
+    (ours, _), (theirs, _) = (
+        tx.update(grads, tx.init(grads))
+        for tx in (optimizer.clip_by_global_norm(limit), optax.clip_by_global_norm(limit))
+    )
+    for one, other, grad in zip(*map(jax.tree.leaves, (ours, theirs, grads)), strict=True):
+        assert one.dtype == grad.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-6 if one.dtype == jnp.float32 else 1e-2)
+        if optax.global_norm(grads) <= limit:
+            np.testing.assert_array_equal(one, grad)
 
 
 def test_phases_may_differ_in_all_settings_and_share_their_state():
