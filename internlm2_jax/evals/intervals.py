@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,14 +21,17 @@ class Interval:
     count: int
 
 
-def student(values: Values) -> Interval:
-    """Mean with Student's t interval; of one value alone, low and high are the mean."""
+def student(values: Values, least: float = -math.inf, most: float = math.inf) -> Interval:
+    """Mean with Student's t interval; of one value alone, low and high are the mean.
+
+    least, most: what a value can be; the interval ends there.
+    """
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return Interval(mean, mean, mean, count)
     error = float(np.std(values, ddof=1)) / count**0.5
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1)) * error
-    return Interval(mean, mean - half, mean + half, count)
+    return Interval(mean, max(mean - half, least), min(mean + half, most), count)
 
 
 def welch(a: Values, b: Values, confidence: float = CONFIDENCE) -> Interval:

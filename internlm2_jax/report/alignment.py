@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
-from internlm2_jax.evals.intervals import Interval, student
+from internlm2_jax.evals.intervals import Interval
 from internlm2_jax.report import curves, svg
-from internlm2_jax.report.arms import by_arm, seeds
-from internlm2_jax.report.blocks import Block, Grid, Headline, Section, Table, num, percent
+from internlm2_jax.report.arms import by_arm, intervals, means_chart, seeds, written
+from internlm2_jax.report.blocks import Block, Grid, Headline, Section, Table, num
 from internlm2_jax.report.curves import Line, over_seeds
-from internlm2_jax.report.intervals import interval_chart, said
 from internlm2_jax.report.load import DONE, Run, series
 from internlm2_jax.report.rounds import load as load_rounds
 
@@ -39,12 +39,12 @@ def headlines(runs: Sequence[Run]) -> list[Headline]:
     return [
         Headline(
             arm,
-            _text(interval, share),
+            written(interval, share),
             f"{name.lower()}; {interval.count} seeds.",
             f"*/{STAGE}/result.json",
             "alignment",
         )
-        for arm, interval in intervals(by_arm(runs, STAGE), key).items()
+        for arm, interval in _intervals(by_arm(runs, STAGE), key, share).items()
     ]
 
 
@@ -54,13 +54,8 @@ def measured(run: Run, key: str) -> float | None:
     return (result.record(group) if group else result).number(name)
 
 
-def intervals(found: dict[str, list[Run]], key: str) -> dict[str, Interval]:
-    values = {arm: [measured(run, key) for run in runs] for arm, runs in found.items()}
-    return {
-        arm: student(known)
-        for arm, numbers in values.items()
-        if (known := [v for v in numbers if v is not None])
-    }
+def _intervals(found: dict[str, list[Run]], key: str, share: bool) -> dict[str, Interval]:
+    return intervals(found, functools.partial(measured, key=key), share)
 
 
 def alignment(runs: Sequence[Run]) -> Section:
@@ -68,7 +63,7 @@ def alignment(runs: Sequence[Run]) -> Section:
     found = by_arm(runs, STAGE)
     blocks: list[Block] = []
     if found:
-        rows = {key: intervals(found, key) for key, _, _ in MEASURES}
+        rows = {key: _intervals(found, key, share) for key, _, share in MEASURES}
         blocks.append(
             Table(
                 title="The arms, where the truth is known",
@@ -77,7 +72,7 @@ def alignment(runs: Sequence[Run]) -> Section:
                     [
                         name,
                         *(
-                            _text(rows[key][arm], share) if arm in rows[key] else ""
+                            written(rows[key][arm], share) if arm in rows[key] else ""
                             for arm in found
                         ),
                     ]
@@ -89,33 +84,16 @@ def alignment(runs: Sequence[Run]) -> Section:
             )
         )
         charts: list[Block] = [
-            _chart(name, rows[key], share) for key, name, share in MEASURES if rows[key]
-        ]
+            means_chart(
+                name, rows[key], share, axis="share" if share else "words",
+                source=f"*/{STAGE}/result.json", zero="edge",
+            )
+            for key, name, share in MEASURES
+            if rows[key]
+        ]  # fmt: skip
         charts += [chart for curve in CURVES if (chart := _curve(found, *curve))]
         blocks.append(Grid(charts))
     return Section("alignment", "Alignment", DONE, "", blocks)
-
-
-def _text(interval: Interval, share: bool) -> str:
-    return said(interval, percent if share else num)
-
-
-def _chart(name: str, found: dict[str, Interval], share: bool) -> Block:
-    best = ", ".join(f"{arm} {_text(interval, share)}" for arm, interval in found.items())
-    return svg.picture(
-        title=name,
-        alt=f"{name}, mean and confidence interval of each arm: {best}.",
-        source=f"*/{STAGE}/result.json",
-        draw=interval_chart(
-            [
-                (arm, i.mean, i.low, i.high, (percent if share else num)(i.mean))
-                for arm, i in found.items()
-            ],
-            "share" if share else "words",
-            shares=share,
-        ),
-        height=70 + 34 * len(found),
-    )
 
 
 def _curve(found: dict[str, list[Run]], key: str, name: str, unit: str) -> Block | None:

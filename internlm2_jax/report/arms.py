@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 
 from internlm2_jax.evals.intervals import CONFIDENCE, Interval, student
 from internlm2_jax.report import svg
 from internlm2_jax.report.blocks import Block, Cell, Grid, Section, Table, num, percent, pretty
-from internlm2_jax.report.intervals import interval_chart, said
+from internlm2_jax.report.intervals import Zero, interval_chart, said
 from internlm2_jax.report.load import DONE, Run
 
 STAGE = "measure"
@@ -37,12 +39,53 @@ def seeds(found: dict[str, list[Run]]) -> str:
     )
 
 
+def intervals(
+    found: dict[str, list[Run]], value: Callable[[Run], float | None], share: bool
+) -> dict[str, Interval]:
+    """Mean over the runs of every arm that has values; a share's interval stays within 0..1."""
+    bounds = (0.0, 1.0) if share else (-math.inf, math.inf)
+    values = {arm: [value(run) for run in members] for arm, members in found.items()}
+    return {
+        arm: student(known, *bounds)
+        for arm, numbers in values.items()
+        if (known := [v for v in numbers if v is not None])
+    }
+
+
+def written(interval: Interval, share: bool) -> str:
+    return said(interval, percent if share else num)
+
+
+def means_chart(
+    name: str, found: dict[str, Interval], share: bool, *, axis: str, source: str, zero: Zero
+) -> Block:
+    ends = ", ".join(f"{arm} {written(interval, share)}" for arm, interval in found.items())
+    return svg.picture(
+        title=name,
+        alt=f"{name}, mean and confidence interval of each arm: {ends}.",
+        source=source,
+        draw=interval_chart(
+            [
+                (arm, i.mean, i.low, i.high, (percent if share else num)(i.mean))
+                for arm, i in found.items()
+            ],
+            axis,
+            shares=share,
+            zero=zero,
+        ),
+        height=70 + 34 * len(found),
+    )
+
+
 def arms(runs: Sequence[Run]) -> Section:
     """Table and charts of what the stage `measure` found; empty when the runs have none."""
     found = by_arm(runs, STAGE)
     blocks: list[Block] = []
     if found:
-        table = {key: _intervals(found, key) for key in _keys(found)}
+        table = {
+            key: intervals(found, functools.partial(_measured, key=key), _is_share(key))
+            for key in _keys(found)
+        }
         blocks.append(
             Table(
                 title="What the arms come to",
@@ -50,7 +93,7 @@ def arms(runs: Sequence[Run]) -> Section:
                 rows=[
                     [
                         Cell(key, mono=True),
-                        *(_text(key, row[arm]) if arm in row else "" for arm in found),
+                        *(written(row[arm], _is_share(key)) if arm in row else "" for arm in found),
                     ]
                     for key, row in table.items()
                 ],
@@ -63,7 +106,22 @@ def arms(runs: Sequence[Run]) -> Section:
             key for key, row in table.items()
             if key.partition("/")[0] in _DRAWN and len({i.mean for i in row.values()}) > 1
         ]  # fmt: skip
-        blocks.append(Grid([_chart(key, table[key]) for key in drawn]))
+        names = {key: pretty(key.replace("/", ", ")) for key in drawn}
+        blocks.append(
+            Grid(
+                [
+                    means_chart(
+                        name,
+                        table[key],
+                        _is_share(key),
+                        axis=name.lower(),
+                        source=SOURCE,
+                        zero="absent",
+                    )
+                    for key, name in names.items()
+                ]
+            )
+        )
     return Section("arms", "Ablation", DONE, "", blocks)
 
 
@@ -73,35 +131,9 @@ def _keys(found: dict[str, list[Run]]) -> list[str]:
     return sorted(names, key=lambda name: (name.partition("/")[0] not in _DRAWN, name))
 
 
-def _intervals(found: dict[str, list[Run]], key: str) -> dict[str, Interval]:
-    values = {
-        arm: [run.result(STAGE).numbers("measures").get(key) for run in members]
-        for arm, members in found.items()
-    }
-    return {
-        arm: student(known)
-        for arm, numbers in values.items()
-        if (known := [v for v in numbers if v is not None])
-    }
+def _measured(run: Run, key: str) -> float | None:
+    return run.result(STAGE).numbers("measures").get(key)
 
 
-def _text(key: str, interval: Interval) -> str:
-    return said(interval, percent if key.startswith(_SHARES) else num)
-
-
-def _chart(key: str, found: dict[str, Interval]) -> Block:
-    write = percent if key.startswith(_SHARES) else num
-    said = ", ".join(f"{arm} {_text(key, interval)}" for arm, interval in found.items())
-    name = pretty(key.replace("/", ", "))
-    return svg.picture(
-        title=name,
-        alt=f"{name}, mean and confidence interval of each arm: {said}.",
-        source=SOURCE,
-        draw=interval_chart(
-            [(arm, i.mean, i.low, i.high, write(i.mean)) for arm, i in found.items()],
-            name.lower(),
-            shares=key.startswith(_SHARES),
-            zero="absent",
-        ),
-        height=70 + 34 * len(found),
-    )
+def _is_share(key: str) -> bool:
+    return key.startswith(_SHARES)

@@ -10,13 +10,15 @@ from matplotlib.figure import Figure
 from internlm2_jax.evals.intervals import Interval
 from internlm2_jax.report.svg import COLOURS, INK, RULE, TEXT, Draw, axes_inside, letters
 
+Zero = Literal["edge", "line", "absent"]
+
 
 def interval_chart(
     rows: Sequence[tuple[str, float, float, float, str]],
     x: str,
     *,
     shares: bool,
-    zero: Literal["edge", "line", "absent"] = "edge",
+    zero: Zero = "edge",
 ) -> Draw:
     """rows: (name, mean, low, high, how to write the mean). Shares lie in 0..1; else the axis
     begins at 0 ("edge"), or fits the rows, with 0 marked ("line") or of no interest ("absent").

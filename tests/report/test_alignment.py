@@ -42,6 +42,12 @@ def runs(tmp_path):
     return found
 
 
+def test_an_interval_of_shares_holds_shares_only():
+    found = student([0.04, 0.29, 0.31], 0.0, 1.0)
+    assert found.low == 0.0 < found.mean < found.high < 1.0
+    assert student([0.0, 0.9, 1.0], 0.0, 1.0).high == 1.0
+
+
 def test_intervals_are_students():
     values = GOOD["cool"]
     found = student(values)
