@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from internlm2_jax import files, sharding
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.build import Model, build
-from internlm2_jax.models.config import ModelConfig, from_json
+from internlm2_jax.models.config import PRESETS, ModelConfig, from_json, preset
 from internlm2_jax.models.hf_config import from_hf
 from internlm2_jax.sharding import Layout
 from internlm2_jax.stages.pipeline import Output, Pipeline
@@ -107,7 +107,10 @@ class Context:
         return self.choice.remat or settings.get("remat") or "full"
 
     def config(self, value: Any) -> ModelConfig:
-        """Model sizes of a stage's input: another stage, or a folder with a model in it."""
+        """Model sizes of a stage's input: another stage, a folder with a model, or a preset's name.
+
+        A plan needs no weights, so it can come before them.
+        """
         if isinstance(value, Output):
             settings = self.settings(value.stage)
             if isinstance(settings.get("model"), ModelConfig):
@@ -119,6 +122,13 @@ class Context:
         folder = Path(value)
         if (folder / "config.json").is_file():
             return from_hf(files.read_json(folder / "config.json"), str(folder / "config.json"))[0]
+        if not folder.exists() and str(value) in PRESETS:
+            return preset(str(value))
+        if not (folder / "model.json").is_file():
+            raise UserError(
+                f"{folder} has no model.json and no config.json; check the path, or plan before "
+                f"there is a model by a preset's name in its place: {', '.join(PRESETS)}"
+            )
         return from_json(files.read_json(folder / "model.json")["config"], str(folder))
 
     def with_vocabulary(self, cfg: ModelConfig, tokenizer: Any) -> ModelConfig:

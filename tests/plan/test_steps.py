@@ -32,6 +32,14 @@ def demo():
     return pipeline("experiments/demo/pipeline.py", "tiny")
 
 
+def test_a_model_that_is_not_there_yet_is_planned_by_a_preset_s_name():
+    path = "experiments/sft/internlm2_chat_7b.py"
+    (found,) = planned(pipeline(path, "experiment", "base=tiny", "layout="), jax.devices()[:1])
+    assert found.cfg == preset("tiny") and (found.rows, found.length) == (32, 32768)
+    with pytest.raises(UserError, match=r"nowhere has no model.json.*preset.*internlm2_7b"):
+        list(planned(pipeline(path, "experiment", "base=nowhere"), jax.devices()))
+
+
 def test_every_loop_of_the_demo_is_planned(demo):
     found = {s.name: s for s in planned(demo, jax.devices()[:1])}
     assert list(found) == [
