@@ -38,7 +38,7 @@ def experiment(
     seed: int = 0,
     corpus: str | None = None,
     rounds: int = 2,
-    iterations: int = 40,
+    iterations: int = 100,
     embed_dim: int = 64,
 ) -> Config:
     """`seed` is of everything after SFT, so that all runs share the model that they align;
@@ -60,7 +60,7 @@ def experiment(
         warmup_iterations=3,
         config=Config(
             PPOConfig,
-            actor_learning_rate=1e-3,
+            actor_learning_rate=3e-4,
             critic_learning_rate=1e-3,
             kl_coefficient=0.1,
             pretrain_coefficient=0.02,

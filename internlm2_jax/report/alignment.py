@@ -28,11 +28,6 @@ MEASURES = (
 CURVES = (("reward", "Reward", "score"), ("kl", "KL to SFT", "nats per response"))
 
 
-def arm_of(run: Run) -> str:
-    """Which arm a run is; "" when it is none, or not judged yet."""
-    return run.result(STAGE).text("arm")
-
-
 def headlines(runs: Sequence[Run]) -> list[Headline]:
     """Good answers of each arm."""
     key, name, share = MEASURES[0]

@@ -14,6 +14,7 @@ from internlm2_jax.report.intervals import Zero, interval_chart, said
 from internlm2_jax.report.load import DONE, Run
 
 STAGE = "measure"
+MEASURED_BY = (STAGE, "judge_policy")
 SOURCE = f"*/{STAGE}/result.json"
 _SHARES = ("dropped/", "task_accuracy")
 # Of measures by source, those of everything are drawn.
@@ -28,6 +29,11 @@ def by_arm(runs: Sequence[Run], stage: str) -> dict[str, list[Run]]:
         if arm := run.result(stage).text("arm"):
             found[arm].append(run)
     return dict(found)
+
+
+def arm_of(run: Run) -> str:
+    """Which arm of an ablation a run is; "" when it is none, or not measured yet."""
+    return next((arm for stage in MEASURED_BY if (arm := run.result(stage).text("arm"))), "")
 
 
 def seeds(found: dict[str, list[Run]]) -> str:

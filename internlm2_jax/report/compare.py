@@ -18,8 +18,9 @@ import numpy as np
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
 from internlm2_jax.report import arms, curves, needle, svg
-from internlm2_jax.report.alignment import alignment, arm_of
+from internlm2_jax.report.alignment import alignment
 from internlm2_jax.report.alignment import headlines as of_arms
+from internlm2_jax.report.arms import arm_of
 from internlm2_jax.report.blocks import (
     DASH,
     Block,

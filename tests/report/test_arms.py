@@ -50,6 +50,12 @@ def runs(tmp_path):
     ]  # fmt: skip
 
 
+def test_runs_are_called_by_their_arms(runs):
+    assert [variant.label for variant in compare.variants([Run(f) for f in runs[::3]])] == list(
+        LOSSES
+    )
+
+
 def test_arms_are_means_over_seeds_with_students_interval(runs):
     section = arms([Run(r) for r in runs])
     table, grid = section.blocks
