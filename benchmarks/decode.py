@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 import click
-from turns import ask, serve
+from turns import ask, in_turns, serve
 
 PROMPT, NEW, LONG = 16, 64, 2048
 TASKS = {"decode1": NEW, "decode8": 8 * NEW, "prefill": LONG}
@@ -121,7 +121,7 @@ def worker(weights: str) -> None:
 @click.command(help=__doc__)
 @click.option("--peer", help="Python of a venv with torch and transformers.")
 @click.option("--threads", default=2, help="Cores that each side may use.")
-@click.option("--rounds", default=7)
+@click.option("--rounds", default=3)
 @click.option("--worker", "weights", hidden=True)
 def main(peer: str | None, threads: int, rounds: int, weights: str | None) -> None:
     if weights:
@@ -131,12 +131,7 @@ def main(peer: str | None, threads: int, rounds: int, weights: str | None) -> No
         sizes = list(map(str, (PROMPT, NEW, LONG)))
         sides["transformers"] = serve([peer, "-c", PEER, str(threads), *sizes], threads)
     for what, tokens in TASKS.items():
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(rounds + 1):
-            for name, process in sides.items():
-                seconds = float(ask(process, what))
-                if turn:  # the first is not warm
-                    times[name].append(seconds)
+        times = in_turns(sides, what, rounds)
         rate = {n: tokens / statistics.median(t) for n, t in times.items()}
         best = {n: tokens / min(t) for n, t in times.items()}
         shown = ", ".join(f"{n} {r:,.0f} (best {best[n]:,.0f})" for n, r in rate.items())

@@ -8,10 +8,7 @@ float32, AdamW with the gradient norm clipped to 1. torch recomputes nothing; ou
 products give and make what lies between them again (`minimal`), which is faster here. Prefill is a
 prompt of one row with its KV cache and the logits of its last token.
 
-Each lives in a process of its own; they take turns, and the medians' ratio is the result. The first
-call of a turn is left out: it maps memory that the other has just given back, which costs up to two
-seconds of kernel time where a virtual machine returns free pages to its host, and which no run by
-itself pays.
+Each lives in a process of its own; they take turns; the medians' ratio is the result (turns.py).
 """
 
 from __future__ import annotations
@@ -23,7 +20,7 @@ import time
 from collections.abc import Callable
 
 import click
-from turns import ask, serve
+from turns import in_turns, serve
 
 SHAPES = {"train": (4, 512), "prefill": (1, 2048)}
 SIZES = {
@@ -124,18 +121,11 @@ def worker(attention: str, remat: str) -> None:
 @click.option("--peer", required=False, help="Python of a venv with torch and transformers.")
 @click.option("--threads", default=2, help="Cores that each side may use.")
 @click.option("--rounds", default=4)
-@click.option("--calls", default=3, help="Calls of a turn that count.")
 @click.option("--attention", default="auto", help="Our attention implementation.")
 @click.option("--remat", default="minimal", help="What our blocks keep.")
 @click.option("--worker", "is_worker", is_flag=True, hidden=True)
 def main(
-    peer: str | None,
-    threads: int,
-    rounds: int,
-    calls: int,
-    attention: str,
-    remat: str,
-    is_worker: bool,
+    peer: str | None, threads: int, rounds: int, attention: str, remat: str, is_worker: bool
 ) -> None:
     if is_worker:
         return worker(attention, remat)
@@ -148,11 +138,7 @@ def main(
     }
     click.echo(f"load {os.getloadavg()[0]:.1f}, {threads} threads each")
     for what, (batch, length) in SHAPES.items():
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(rounds):
-            for name, process in sides.items():
-                ask(process, what)
-                times[name] += [float(ask(process, what)) for _ in range(calls)]
+        times = in_turns(sides, what, rounds)
         rate = {n: batch * length / statistics.median(t) for n, t in times.items()}
         best = {n: batch * length / min(t) for n, t in times.items()}
         shown = ", ".join(f"{n} {r:,.0f} (best {best[n]:,.0f})" for n, r in rate.items())

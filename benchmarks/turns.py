@@ -1,4 +1,4 @@
-"""Two programs that take turns, one call each: what benchmarks beside a peer share.
+"""Programs that take turns, a few calls each: what benchmarks beside a peer share.
 
 A worker prints a line about itself, then answers each line it reads with one of its own.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 
 import click
 
@@ -30,3 +31,20 @@ def ask(process: subprocess.Popen, what: str) -> str:
     if not answer:
         raise click.ClickException(f"a worker ended during {what}; its message is above")
     return answer.strip()
+
+
+def in_turns(
+    sides: Mapping[str, subprocess.Popen], what: str, rounds: int, calls: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of the calls that count: `calls` of each turn, after one that does not.
+
+    That one compiles, the first time. Later it maps memory that the other program has just given
+    back, which costs up to two seconds of kernel time where a virtual machine returns free pages to
+    its host, and which no program by itself pays.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, process in sides.items():
+            ask(process, what)
+            times[name] += [float(ask(process, what)) for _ in range(calls)]
+    return times
