@@ -345,16 +345,18 @@ def _rollout(
         integers(count),
     )
     head = 2.0 * cfg.vocab_size * cfg.embed_dim
-    prefill = rows * (prompt * (analytic.forward_flops(cfg, prompt) - head) + head)
+    prompts = rows * (prompt * (analytic.forward_flops(cfg, prompt) - head) + head)
+    chunks = math.ceil(rows / count) * math.ceil(prompt / width)  # of the prompts of one rollout
+    prefill, tokens = prompts / chunks, rows * prompt // chunks
     yield PlannedStep(
         name=f"{name}/prefill",
-        rows=rows,
-        length=prompt,
+        rows=count,
+        length=width,
         lower=lower,
-        tokens=rows * prompt,
-        calls=s["iterations"],
+        tokens=tokens,
+        calls=s["iterations"] * chunks,
         model_flops=prefill,
-        parts=(Part("prefill", False, rows * prompt, 1, prefill),),
+        parts=(Part("prefill", False, tokens, 1, prefill),),
         trains=False,
         **common,
     )

@@ -82,18 +82,29 @@ class Choice:
     accumulate: int | None = None
 
 
+class Settings(dict[str, Any]):
+    """Keywords of a stage. Errors: UserError for one that the stage needs and was not given."""
+
+    def __init__(self, stage: str, values: Mapping[str, Any]):
+        super().__init__(values)
+        self._stage = stage
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"stage {self._stage!r} is given no {key!r}, which its plan needs; set it")
+
+
 class Context:
     """A pipeline on a mesh: what planners ask."""
 
     def __init__(self, pipeline: Pipeline, devices: list[Any], choice: Choice):
         self.pipeline, self.devices, self.choice = pipeline, devices, choice
 
-    def settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> Settings:
         """Keywords of a stage with its defaults."""
         stage = self.pipeline.stages[name]
         defaults = inspect.signature(stage.func).parameters.values()
         given = {p.name: p.default for p in defaults if p.default is not p.empty}
-        return {**given, **stage.keywords}
+        return Settings(name, {**given, **stage.keywords})
 
     def layout(self, settings: Mapping[str, Any]) -> Layout:
         """The layout asked for, else the stage's own, else `fsdp` over all devices."""

@@ -14,6 +14,7 @@ from internlm2_jax.models.config import preset
 from internlm2_jax.plan import analytic, hlo, steps
 from internlm2_jax.plan.planners import planned
 from internlm2_jax.plan.steps import Choice
+from internlm2_jax.rlhf.ppo import PPOConfig
 from internlm2_jax.sharding import Layout
 from internlm2_jax.stages import Pipeline
 
@@ -38,6 +39,30 @@ def test_a_model_that_is_not_there_yet_is_planned_by_a_preset_s_name():
     assert found.cfg == preset("tiny") and (found.rows, found.length) == (32, 32768)
     with pytest.raises(UserError, match=r"nowhere has no model.json.*preset.*internlm2_7b"):
         list(planned(pipeline(path, "experiment", "base=nowhere"), jax.devices()))
+
+
+def test_a_stage_that_lacks_a_setting_is_named():
+    made = Pipeline(ppo=functools.partial(stages.ppo, actor="tiny"))
+    with pytest.raises(UserError, match="stage 'ppo' is given no 'config'"):
+        list(planned(made, jax.devices()[:1]))
+
+
+def test_prompts_longer_than_a_chunk_are_read_in_several_calls():
+    made = Pipeline(
+        ppo=functools.partial(
+            stages.ppo, actor="tiny", reference="tiny", reward="tiny", config=PPOConfig(),
+            batch_size=64, prompt_length=1024, max_new_tokens=16, iterations=3,
+            reward_row_length=2048, tokenizer="none", pretrain_mixture={},
+        )
+    )  # fmt: skip
+    found = {s.name: s for s in planned(made, jax.devices()[:1])}
+    prefill = found["ppo/rollout/prefill"]
+    assert (prefill.rows, prefill.length) == (64, 256)  # what the engine's program takes at once
+    assert prefill.tokens == 64 * 256 and prefill.calls == 3 * 4
+    # of each token all but the head, which reads the last one of a prompt
+    each = analytic.forward_flops(preset("tiny"), 1024)
+    head = 2 * 256 * 32
+    assert each - head < prefill.model_flops / prefill.tokens < each
 
 
 def test_every_loop_of_the_demo_is_planned(demo):
