@@ -27,7 +27,8 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.kernels.attention import platform
 
 KINDS = {"int8": 8, "int4": 4}
-GROUP = {8: 128, 4: 64}  # inputs that share a scale; a choice
+GROUP = {8: 128, 4: 64}  # the most inputs that share a scale; a choice
+LEAST = 16  # fewer for a scale, and the scales weigh as much as the integers
 PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -100,10 +101,11 @@ def quantise(params: Any, kind: str, group: int | None = None) -> Any:
 
     Args:
       kind: "auto", "int8" or "int4".
-      group: inputs that share a scale, or as many as there are; default `GROUP`.
+      group: inputs that share a scale, or as many as there are; by default the most that divide the
+        weight, up to `GROUP`.
 
     Raises:
-      UserError: no such kind, or a weight does not divide into such groups.
+      UserError: no such kind, or a weight does not divide into groups.
     """
     if kind == "auto":
         return params
@@ -116,14 +118,23 @@ def quantise(params: Any, kind: str, group: int | None = None) -> Any:
         if names[-1] != "weight":
             return x
         if names[0] == "head":
-            return _quantised(x, 8, 1, 0, group or GROUP[8], "head")
+            return _quantised(x, 8, 1, 0, group or _group(x.shape[0], 8), "head")
         if names[0] == "layers" and names[-2] in PRODUCTS:
             stacked = 1 if isinstance(params["layers"], dict) else 0
             inputs = 2 if names[-2] == "o" else 1
-            return _quantised(x, bits, inputs, stacked, group or GROUP[bits], names[-2])
+            chosen = group or _group(x.shape[stacked + inputs - 1], bits)
+            return _quantised(x, bits, inputs, stacked, chosen, names[-2])
         return x
 
     return jax.tree_util.tree_map_with_path(of, params)
+
+
+def _group(width: int, bits: int) -> int:
+    """The most inputs, up to `GROUP`, that divide `width`; `GROUP` itself if only too few do."""
+    step = 2 if bits == 4 else 1
+    fitting = (g for g in range(GROUP[bits], 0, -1) if width % g == 0 and g % step == 0)
+    found = next(fitting, 0)
+    return found if found >= min(LEAST, width) else GROUP[bits]
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
@@ -135,7 +146,7 @@ def _quantised(x: Array, bits: int, inputs: int, stacked: int, group: int, name:
         raise UserError(
             f"weights: {name} of {shape} does not divide into groups of {group} inputs"
             + (", halves of them and fours of outputs" if bits == 4 else "")
-            + "; use int8 or auto"
+            + ("; use int8 or auto" if bits == 4 else "; use auto")
         )
     grouped = x.astype(jnp.float32).reshape(*x.shape[:stacked], -1, group, outputs)
     values, scales = rounded(grouped.swapaxes(-1, -2), 127 if bits == 8 else 7)

@@ -77,6 +77,22 @@ def test_a_model_of_few_bits_is_close(model, params, kind, most):
     assert small["head"]["weight"].bits == 8
 
 
+@pytest.mark.parametrize(("kind", "group"), [("int8", 88), ("int4", 44)])
+def test_widths_that_are_no_multiple_of_a_whole_group(kind, group):
+    """An MLP of 352, the demo's, is cut into the largest groups that divide it."""
+    weight = jax.random.normal(jax.random.key(0), (2, 352, 64))
+    kept = quantise({"layers": {"down": {"weight": weight}}}, kind)["layers"]["down"]["weight"]
+    assert kept.scales.shape == (2, 352 // group, 64)
+    one = quantise({"layers": [{"down": {"weight": weight[0]}}]}, kind)["layers"][0]["down"]
+    error = jnp.abs(one["weight"].weight(jnp.float32) - weight[0]).max()
+    assert error <= one["weight"].scales.max() * 0.51
+
+
+def test_a_width_that_no_group_divides():
+    with pytest.raises(UserError, match=r"down of \(353, 64\) does not divide .*; use auto"):
+        quantise({"layers": {"down": {"weight": jnp.ones((2, 353, 64))}}}, "int8")
+
+
 def test_auto_leaves_the_weights(params):
     assert quantise(params, "auto") is params
 
