@@ -59,22 +59,21 @@ def intervals(
 
 
 def written(interval: Interval, share: bool) -> str:
-    return said(interval, percent if share else num)
+    """A mean with its interval, in per cent if it is a share."""
+    return said(interval, _write(share))
 
 
 def means_chart(
     name: str, found: dict[str, Interval], share: bool, *, axis: str, source: str, zero: Zero
 ) -> Block:
+    """A row for every arm; `axis` names its values, `zero` is of interval_chart."""
     ends = ", ".join(f"{arm} {written(interval, share)}" for arm, interval in found.items())
     return svg.picture(
         title=name,
         alt=f"{name}, mean and confidence interval of each arm: {ends}.",
         source=source,
         draw=interval_chart(
-            [
-                (arm, i.mean, i.low, i.high, (percent if share else num)(i.mean))
-                for arm, i in found.items()
-            ],
+            [(arm, i.mean, i.low, i.high, _write(share)(i.mean)) for arm, i in found.items()],
             axis,
             shares=share,
             zero=zero,
@@ -135,6 +134,10 @@ def _keys(found: dict[str, list[Run]]) -> list[str]:
     runs = [run for members in found.values() for run in members]
     names = dict.fromkeys(name for run in runs for name in run.result(STAGE).numbers("measures"))
     return sorted(names, key=lambda name: (name.partition("/")[0] not in _DRAWN, name))
+
+
+def _write(share: bool) -> Callable[[float], str]:
+    return percent if share else num
 
 
 def _measured(run: Run, key: str) -> float | None:
