@@ -182,7 +182,7 @@ def measure(target: Path, topology: str, length: int, rows: float) -> dict[str, 
 
 
 @click.command(help=__doc__)
-@click.option("--peer", "python", required=True, help="Python of a venv with maxtext[tpu].")
+@click.option("--peer", "python", help="Python of a venv with maxtext[tpu].")
 @click.option("--topology", type=click.Choice(sorted(PODS)), default="v5p:4x4x4")
 @click.option("--layout", default="fsdp=64")
 @click.option("--length", default=4096)
@@ -192,7 +192,7 @@ def measure(target: Path, topology: str, length: int, rows: float) -> dict[str, 
 @click.option("--keep", type=click.Path(path_type=Path), default=Path("runs/plan_maxtext"))
 @click.option("--only", type=click.Choice(["peer", "ours"]), help="Compile and show one of them.")
 def main(
-    python: str,
+    python: str | None,
     topology: str,
     layout: str,
     length: int,
@@ -202,6 +202,8 @@ def main(
     keep: Path,
     only: str | None,
 ) -> None:
+    if python is None and only != "ours":
+        raise click.UsageError("--peer is missing; or give --only ours")
     keep.mkdir(parents=True, exist_ok=True)
     name = "_".join([topology, layout, f"{length}x{rows:g}", remat, *extra])
     name = name.replace(":", "-").replace(".", "-")
@@ -211,7 +213,7 @@ def main(
             continue
         target = keep / f"{who}_{name}"
         if not target.with_suffix(".json").is_file():
-            if who == "peer":
+            if who == "peer" and python:
                 peer(python, target, topology, layout, length, rows, remat, extra)
             else:
                 ours(target, topology, layout, length, rows, remat)

@@ -36,6 +36,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from internlm2_jax.errors import UserError
+from internlm2_jax.kernels.zigzag import chunk_size, zigzag
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 Entry = str | tuple[str, ...] | None
@@ -152,7 +153,7 @@ class Layout:
         if length is not None:
             _check_divides("sequence_length", length, COMPUTE["residual_length"], sizes)
             if self.context > 1:
-                _chunk_size(length, 2 * self.context)
+                chunk_size(length, 2 * self.context)
 
 
 def _arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
@@ -275,42 +276,6 @@ def fetch(arrays: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(arrays)
     return multihost_utils.process_allgather(arrays, tiled=True)
-
-
-# ------------------------------------------------------------------ order of a row's tokens
-
-
-def zigzag(x: Any, ways: int, axis: int = 1) -> Any:
-    """Puts the tokens of `x`, numpy or jax, in zig-zag order for `ways` devices.
-
-    Errors: UserError when twice the number of devices does not divide the axis.
-    """
-    return _reorder(x, _chunk_order(ways), axis)
-
-
-def unzigzag(x: Any, ways: int, axis: int = 1) -> Any:
-    """The inverse of `zigzag`."""
-    return _reorder(x, np.argsort(_chunk_order(ways)), axis)
-
-
-def _chunk_order(ways: int) -> np.ndarray:
-    low = np.arange(ways)
-    return np.stack([low, 2 * ways - 1 - low], axis=1).reshape(-1)
-
-
-def _reorder(x: Any, order: np.ndarray, axis: int) -> Any:
-    size = _chunk_size(x.shape[axis], order.size)
-    shape = (*x.shape[:axis], order.size, size, *x.shape[axis + 1 :])
-    return x.reshape(shape).take(order, axis=axis).reshape(x.shape)
-
-
-def _chunk_size(length: int, chunks: int) -> int:
-    if length % chunks:
-        raise UserError(
-            f"rows of {length} tokens do not divide into {chunks} chunks, two for each of "
-            f"{chunks // 2} devices along the context axis; use a multiple of {chunks}"
-        )
-    return length // chunks
 
 
 # ---------------------------------------------------------------- inside a computation

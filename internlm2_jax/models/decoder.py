@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Int
 
 from internlm2_jax import sharding
 from internlm2_jax.errors import UserError
+from internlm2_jax.kernels.zigzag import zigzag
 from internlm2_jax.models import heads, rope, stack
 from internlm2_jax.models.attention import Attention, Pages, Rotation
 from internlm2_jax.models.config import AttentionKind, Head, ModelConfig
@@ -277,7 +278,7 @@ def _next(tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
     length, ways = tokens.shape[1], sharding.size_of("context")
     if ways == 1:
         return jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    order = sharding.zigzag(np.arange(length)[None], ways)[0]  # position that lies at each place
+    order = zigzag(np.arange(length)[None], ways)[0]  # position that lies at each place
     after = np.argsort(order)[np.minimum(order + 1, length - 1)]
     found = tokens.at[:, after].get(out_sharding=jax.typeof(tokens).sharding)
     return jnp.where(order + 1 < length, found, 0)

@@ -6,7 +6,6 @@ entry there.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -83,19 +82,16 @@ def _plan_pretrain(context: Context, name: str, s: dict[str, Any]) -> Iterator[P
     layout, remat = context.layout(s), context.remat(s)
     cfg = context.with_vocabulary(s["model"], s.get("tokenizer"))
     for i, phase in enumerate(s["phases"]):
-        of_phase = dataclasses.replace(
-            cfg, rope_theta=phase.rope_theta, max_position_embeddings=phase.sequence_length
-        )
         yield _training(
             context,
             f"{name}/{phase.name}",
-            of_phase,
+            phase.model(cfg),
             layout,
             remat,
             rows=phase.batch_size,
             length=phase.sequence_length,
             calls=phase.steps,
-            accumulate=getattr(phase, "accumulate", 1),
+            accumulate=phase.accumulate,
             z_loss=phase.z_loss,
             overrides={
                 "layout": f"{name}.layout",

@@ -11,10 +11,11 @@ from internlm2_jax.stages.instructions import instructions
 from internlm2_jax.stages.judge_policy import judge_policy
 from internlm2_jax.stages.measure import measure
 from internlm2_jax.stages.needle import Series, needle
+from internlm2_jax.stages.phases import Phase
 from internlm2_jax.stages.pipeline import Output, Pipeline
 from internlm2_jax.stages.ppo import ppo
 from internlm2_jax.stages.preferences import preferences
-from internlm2_jax.stages.pretrain import Phase, pretrain
+from internlm2_jax.stages.pretrain import pretrain
 from internlm2_jax.stages.problems import problems
 from internlm2_jax.stages.report import report
 from internlm2_jax.stages.reward_model import RewardTraining, reward_model
