@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from internlm2_jax.report.blocks import Picture, num, percent
 from internlm2_jax.report.load import Series
 from internlm2_jax.report.svg import (
     BAND,
@@ -23,6 +25,7 @@ from internlm2_jax.report.svg import (
     axes_inside,
     letters,
     name_axes,
+    picture,
     tick,
 )
 
@@ -82,6 +85,43 @@ class Mark:
 
     x: float
     label: str
+
+
+def with_mean(values: Series, window: int | None = None) -> list[Line]:
+    """The values, and before them their mean over `window` steps (None: a twentieth, from twenty
+    values on)."""
+    if window is None:
+        if len(values.y) < 20:
+            return [Line(values)]
+        window = max(len(values.y) // 20, 3)
+    return [Line(values, faint=True), Line(values.smooth(window))]
+
+
+def change(
+    name: str,
+    unit: str,
+    of: Series,
+    lines: Sequence[Line],
+    *,
+    over: str,
+    source: str,
+    bottom: float | None = None,
+    **chart: Any,
+) -> Picture:
+    """Lines under a title that compares the means of the first and last tenth of `of`.
+
+    Shares, by their unit, are written in percent; `chart` goes to `line_chart`.
+    """
+    part = max(len(of.y) // 10, 1)
+    write = percent if unit.startswith("share") else num
+    first, last = (write(float(values.mean())) for values in (of.y[:part], of.y[-part:]))
+    return picture(
+        title=f"{name}: {first} → {last}",
+        alt=f"Line chart of {name.lower()} ({unit}) over {over}, from {first} to {last}.",
+        source=source,
+        draw=line_chart(lines, "iteration", unit, bottom=bottom, **chart),
+        height=240,
+    )
 
 
 def line_chart(

@@ -73,29 +73,19 @@ def _curve(
     values = series(rows, key, split="train")
     if not values:
         return None
-    part = max(len(values.y) // 10, 1)
-    first, last = float(values.y[:part].mean()), float(values.y[-part:].mean())
-    write = percent if unit.startswith("share") else num
-    lines = [Line(values)]
-    if len(values.y) >= 20:
-        lines = [Line(values, faint=True), Line(values.smooth(max(len(values.y) // 20, 3)))]
-    checked = series(rows, key, split="validation")
-    if checked:
+    lines = curves.with_mean(values)
+    if checked := series(rows, key, split="validation"):
         lines[-1] = Line(lines[-1].series, "training")
         lines.append(Line(checked, "held out, greedy", colour=1))
-    return svg.picture(
-        title=f"{name}: {write(first)} → {write(last)}",
-        alt=f"Line chart of {name.lower()} ({unit}) over iterations, from {write(first)} to "
-        f"{write(last)}.",
+    return curves.change(
+        name,
+        unit,
+        values,
+        lines,
+        over="iterations",
         source=f"{stage}/metrics.jsonl",
-        draw=curves.line_chart(
-            lines,
-            "iteration",
-            unit,
-            bottom=bottom,
-            levels=[Level(1.0, "agree")] if key == "ratio_at_start" else [],
-        ),
-        height=240,
+        bottom=bottom,
+        levels=[Level(1.0, "agree")] if key == "ratio_at_start" else [],
     )
 
 

@@ -59,33 +59,21 @@ def ppo(run: Run) -> Section:
     return Section(rounds.ROUND, "Online RLHF (PPO)", found.status, lead, blocks)
 
 
-def _ends(values: Series) -> tuple[float, float]:
-    """Means over the first and the last tenth."""
-    part = max(len(values.y) // 10, 1)
-    return float(values.y[:part].mean()), float(values.y[-part:].mean())
-
-
 def _curve(found: Rounds, key: str, name: str, unit: str, bottom: float | None) -> Block | None:
     values = series(found.rows, key)
     moving = [row for row in found.rows if not row.value.get("warmup")]
     if not values:
         return None
-    first, last = _ends(series(moving, key) or values)
-    write = percent if unit.startswith("share") else num
-    return svg.picture(
-        title=f"{name}: {write(first)} → {write(last)}",
-        alt=f"Line chart of {name.lower()} ({unit}) over PPO iterations, from {write(first)} to "
-        f"{write(last)}.",
+    return curves.change(
+        name,
+        unit,
+        series(moving, key) or values,
+        _by_round(values, found.spans),
+        over="PPO iterations",
         source=found.sources("metrics.jsonl"),
-        draw=curves.line_chart(
-            _by_round(values, found.spans),
-            "iteration",
-            unit,
-            spans=found.spans,
-            marks=found.marks,
-            bottom=bottom,
-        ),
-        height=240,
+        bottom=bottom,
+        spans=found.spans,
+        marks=found.marks,
     )
 
 
@@ -98,8 +86,7 @@ def _by_round(values: Series, spans: list[Span]) -> list[Line]:
     for number, span in enumerate(spans):
         last = number == len(spans) - 1
         inside = (values.x >= span.start) & ((values.x < span.stop) | last)
-        part = Series(values.x[inside], values.y[inside])
-        lines += [Line(part, faint=True), Line(part.smooth(window))]
+        lines += curves.with_mean(Series(values.x[inside], values.y[inside]), window)
     return lines
 
 
