@@ -11,7 +11,7 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.evals import hub, runner, suites, totals
 from internlm2_jax.evals.asking import Asking
 from internlm2_jax.evals.items import Loaded
-from internlm2_jax.evals.subject import Subject
+from internlm2_jax.evals.subject import Subject, left_of
 from internlm2_jax.models.build import Model
 
 
@@ -31,6 +31,13 @@ class QuickSuite:
     def load(self, tokenizer: Tokenizer) -> tuple[suites.Suite, Loaded]:
         """Reads the items, once in a process. Errors: UserError for what is not there or is bad."""
         return _load(self, tokenizer)
+
+    def check(self, tokenizer: Tokenizer, max_length: int) -> None:
+        """Errors: UserError for what `load` finds, or for answers longer than so many tokens."""
+        suite, loaded = self.load(tokenizer)
+        if suite.method != "likelihood":
+            for group in {item.group for item in loaded.items}:
+                left_of(max_length, suite.of_group(group).max_new_tokens)
 
     def __call__(self, model: Model, params: Any, tokenizer: Tokenizer) -> dict[str, float | None]:
         suite, loaded = self.load(tokenizer)

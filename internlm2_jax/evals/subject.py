@@ -102,6 +102,16 @@ def _next(
     return said - jax.nn.logsumexp(logits, axis=-1, keepdims=True), jnp.argmax(logits, axis=-1)
 
 
+def left_of(max_length: int, room: int) -> int:
+    """Tokens for a question beside an answer of `room`. Errors: UserError when there are none."""
+    if max_length - room < 2:
+        raise UserError(
+            f"{room} tokens of an answer leave no room for a question in the model's "
+            f"{max_length}; lower max_new_tokens"
+        )
+    return max_length - room
+
+
 class Subject:
     """A language model with its tokenizer.
 
@@ -142,12 +152,7 @@ class Subject:
         self, ids: list[int], room: int, side: Literal["left", "middle"]
     ) -> tuple[list[int], bool]:
         """At most max_length - room ids, the first kept; and whether some were left out."""
-        most = self.max_length - room
-        if most < 2:
-            raise UserError(
-                f"{room} tokens of an answer leave no room for a question in the model's "
-                f"{self.max_length}; lower max_new_tokens"
-            )
+        most = left_of(self.max_length, room)
         if len(ids) <= most:
             return ids, False
         head = 1 if side == "left" else most // 2

@@ -30,6 +30,7 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import unigram_baseline
 from internlm2_jax.evals.quick import QuickSuite
 from internlm2_jax.infer import engine
+from internlm2_jax.infer.requests import check_prompt
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.remat import Remat
@@ -106,7 +107,12 @@ def pretrain(
     tokenizer = Path(tokenizer)
     vocabulary = Tokenizer.load(tokenizer / "tokenizer.model")
     config = dataclasses.replace(model, vocab_size=vocabulary.vocab_size)
-    quick = {n: _suite(n, given, vocabulary) for n, given in (suites or {}).items()}
+    asked = [[vocabulary.bos_id, *vocabulary.encode(prompt)] for prompt in prompts]
+    for phase in phases:
+        for n, ids in enumerate(asked):
+            check_prompt(phase.model(config), ids, sample_tokens, f"prompts.{n}")
+    shortest = min(phase.sequence_length for phase in phases)
+    quick = {n: _suite(n, given, vocabulary, shortest) for n, given in (suites or {}).items()}
     train_sources, validation = (
         open_split(
             tokenizer / "tokens",
@@ -175,7 +181,7 @@ def pretrain(
         out = engine.generate(
             course.models[i],
             state["params"],
-            [[vocabulary.bos_id, *vocabulary.encode(prompt)] for prompt in prompts],
+            asked,
             max_new_tokens=sample_tokens,
             sampling=Sampling(temperature=0.0),
             stop_ids=(vocabulary.eos_id,),
@@ -286,15 +292,17 @@ def _present(phase: Phase, pack: mixture.Rows, sources: Mapping[str, Any]) -> di
     return found
 
 
-def _suite(name: str, given: Suite | Mapping[str, Any], vocabulary: Tokenizer) -> Suite:
-    """A suite with its items read, so that what is missing is said before anything is trained."""
+def _suite(
+    name: str, given: Suite | Mapping[str, Any], vocabulary: Tokenizer, max_length: int
+) -> Suite:
+    """A suite with its items read, so that what is wrong is said before anything is trained."""
     if isinstance(given, Mapping):
         try:
             given = QuickSuite(**given)
         except TypeError as error:
             raise UserError(f"suites, {name}: {error}") from error
     if isinstance(given, QuickSuite):
-        given.load(vocabulary)
+        given.check(vocabulary, max_length)
     return given
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from internlm2_jax import files
 from internlm2_jax.data.pipeline import Batches
@@ -123,6 +125,24 @@ def test_a_suite_that_cannot_be_read_is_said_before_training(tokenizer, tmp_path
         suites = {"mine": {**own_suites["likelihood"], **wrong}}
         with pytest.raises(UserError, match=message):
             train(tmp_path / "run", tokenizer, suites=suites)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_answers_longer_than_the_shortest_phase_are_said_before_training(
+    tokenizer, tmp_path, own_suites
+):
+    shortest = min(phase.sequence_length for phase in PHASES)
+    suite = yaml.safe_load(Path(own_suites["generation"]["suite"]).read_text())
+    (settings,) = suite.values()
+    settings["max_new_tokens"] = shortest
+    (tmp_path / "long.yaml").write_text(yaml.safe_dump(suite))
+    long = {**own_suites["generation"], "suite": str(tmp_path / "long.yaml")}
+    for options, message in (
+        ({"suites": {"mine": long}}, f"{shortest} tokens of an answer leave no room"),
+        ({"prompts": ["a"], "sample_tokens": shortest}, rf"prompts\.0 has .* {shortest} positions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(tmp_path / "run", tokenizer, **options)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
