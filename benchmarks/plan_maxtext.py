@@ -147,14 +147,14 @@ def measure(target: Path, topology: str, length: int, rows: float) -> dict[str, 
 
     from internlm2_jax.chips import GIB, parse_topology
     from internlm2_jax.models.config import preset
-    from internlm2_jax.plan import analytic, hlo, roofline
+    from internlm2_jax.plan import hlo, roofline
     from internlm2_jax.plan.links import Links
 
     pod = parse_topology(topology)
     found = json.loads(target.with_suffix(".json").read_text())
     devices = [SimpleNamespace(id=i, coords=c, slice_index=0) for i, c in found["devices"]]
     cfg = preset("internlm2_7b")
-    model_flops = rows * length * analytic.train_flops(cfg, length)
+    model_flops = rows * length * cfg.train_flops(length)
     causal = 2 * rows * length * length * cfg.num_heads * cfg.head_dim
     program = hlo.read(told(target.with_suffix(".txt").read_text(), causal), found["mesh"])
     times = roofline.estimate(program, pod.chip, Links(pod, devices).seconds)

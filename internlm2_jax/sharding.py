@@ -36,7 +36,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from internlm2_jax.errors import UserError
-from internlm2_jax.kernels.zigzag import chunk_size, zigzag
+from internlm2_jax.zigzag import chunk_size, zigzag
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
 Entry = str | tuple[str, ...] | None

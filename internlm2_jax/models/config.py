@@ -220,18 +220,25 @@ class ModelConfig:
             attention += d
         return attention + 3 * d * self.mlp_dim + 2 * d
 
-    def flops_per_token(self, length: int) -> float:
-        """Forward floating-point operations per token of a causal row of `length` tokens.
+    def forward_flops(self, length: int, head: Head = "lm") -> float:
+        """Floating-point operations per token of a causal row of `length` tokens, forward.
 
-        The trunk and the language-model head; multi-token-prediction layers are not run.
+        Two for each parameter of a matrix product, and attention: the trunk and the head;
+        multi-token-prediction layers are not run.
         """
-        matrices = self.num_layers * self._layer_params + (self.vocab_size + 1) * self.embed_dim
+        outputs = self.vocab_size if head == "lm" else 1
+        matrices = self.num_layers * self._layer_params + (outputs + 1) * self.embed_dim
         seen = 0.0  # keys per query, summed over a pattern
         for kind in self.attention_pattern:
             window = min(self.window(kind) or length, length)
             seen += window - window * (window - 1) / (2 * length)
         attention = 4 * self.num_heads * self.head_dim * seen / len(self.attention_pattern)
         return 2.0 * matrices + self.num_layers * attention
+
+    def train_flops(self, length: int, head: Head = "lm") -> float:
+        """The same with the backward pass, which takes two products for each of the forward (6ND);
+        what is recomputed does not count."""
+        return 3.0 * self.forward_flops(length, head)
 
 
 _INTERNLM2: dict[str, Any] = {

@@ -32,13 +32,13 @@ from jaxtyping import Array, Float, Int
 
 from internlm2_jax import sharding
 from internlm2_jax.errors import UserError
-from internlm2_jax.kernels.zigzag import zigzag
 from internlm2_jax.models import heads, rope, stack
 from internlm2_jax.models.attention import Attention, Pages, Rotation
 from internlm2_jax.models.config import AttentionKind, Head, ModelConfig
 from internlm2_jax.models.layers import MLP, Embedding, Linear, RMSNorm, depth_std
 from internlm2_jax.models.remat import Remat, repeats_mlp
 from internlm2_jax.models.remat import remat as rematerialise
+from internlm2_jax.zigzag import zigzag
 
 # A device's tokens in the MLP at a time (the weights then move in a seventh of a v5e's time), where
 # it has more than so many: a loop over parts hides no gather of a weight.

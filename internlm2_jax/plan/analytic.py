@@ -1,8 +1,7 @@
 """What a step should cost, from the model's sizes and the layout alone.
 
-Two uses: model FLOPs, the numerator of utilisation, which does not depend on what the compiler made
-of the program; and a check of the counts read from compiled HLO (tests/plan/test_steps.py),
-which are wrong in silence when a loop is missed. Search also prunes by it before it compiles.
+A check of the counts read from compiled HLO (tests/plan/test_steps.py), which are wrong in silence
+when a loop is missed. Search also prunes by it before it compiles.
 """
 
 from __future__ import annotations
@@ -25,19 +24,6 @@ _KEPT = {
     "offload": (0.0, 0.0, 0.0),
     "full": (1.0, 0.0, 0.0),
 }
-
-
-def forward_flops(cfg: ModelConfig, length: int, head: Head = "lm") -> float:
-    """Operations per token of a causal row: 2 a parameter in a matrix product, and attention."""
-    flops = cfg.flops_per_token(length)
-    if head == "scalar":
-        flops += 2.0 * (1 - cfg.vocab_size) * cfg.embed_dim
-    return flops
-
-
-def train_flops(cfg: ModelConfig, length: int, head: Head = "lm") -> float:
-    """Per token: the backward pass takes two products for each of the forward pass (6ND)."""
-    return 3.0 * forward_flops(cfg, length, head)
 
 
 def layer_params(cfg: ModelConfig) -> int:

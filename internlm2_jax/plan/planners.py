@@ -169,7 +169,7 @@ def _training(
         lower=checked,
         tokens=rows * length,
         calls=calls,
-        model_flops=rows * length * analytic.train_flops(cfg, length),
+        model_flops=rows * length * cfg.train_flops(length),
         cfg=cfg,
         accumulate=accumulate,
         held=analytic.train_state(cfg, layout).total,
@@ -210,7 +210,7 @@ def _plan_reward(context: Context, name: str, s: dict[str, Any]) -> Iterator[Pla
         lower=steps.lowering(mesh, step, steps.train_state(model, mesh), batch),
         tokens=tokens,
         calls=training.steps,
-        model_flops=tokens * analytic.train_flops(cfg, length, "scalar"),
+        model_flops=tokens * cfg.train_flops(length, "scalar"),
         cfg=cfg,
         held=analytic.train_state(cfg, layout, "scalar").total,
         overrides={"batch": f"{name}.training.tokens_per_batch"},
@@ -262,7 +262,7 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
     }
     calls = s["iterations"] * config.epochs * config.minibatches
     tokens = part * width
-    kept = extra * extra_length * analytic.train_flops(cfg, extra_length)
+    kept = extra * extra_length * cfg.train_flops(extra_length)
     yield PlannedStep(
         name=f"{name}/actor",
         rows=part,
@@ -278,7 +278,7 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         ),
         tokens=tokens,
         calls=calls,
-        model_flops=tokens * analytic.train_flops(cfg, width) + kept,
+        model_flops=tokens * cfg.train_flops(width) + kept,
         **common,
     )
     yield PlannedStep(
@@ -290,7 +290,7 @@ def _plan_ppo(context: Context, name: str, s: dict[str, Any]) -> Iterator[Planne
         ),
         tokens=tokens,
         calls=calls,
-        model_flops=tokens * analytic.train_flops(cfg, width, "scalar"),
+        model_flops=tokens * cfg.train_flops(width, "scalar"),
         **common,
     )
     yield from _rollout(f"{name}/rollout", actor, params[0], mesh, rows, s, common)
@@ -341,7 +341,7 @@ def _rollout(
         integers(count),
     )
     head = 2.0 * cfg.vocab_size * cfg.embed_dim
-    prompts = rows * (prompt * (analytic.forward_flops(cfg, prompt) - head) + head)
+    prompts = rows * (prompt * (cfg.forward_flops(prompt) - head) + head)
     chunks = math.ceil(rows / count) * math.ceil(prompt / width)  # of the prompts of one rollout
     prefill, tokens = prompts / chunks, rows * prompt // chunks
     yield PlannedStep(
@@ -372,7 +372,7 @@ def _rollout(
         integers(),
     )
     attention = 4.0 * cfg.num_layers * cfg.num_heads * cfg.head_dim
-    step = rows * (analytic.forward_flops(cfg, 1) + attention * (prompt + new / 2 - 1))
+    step = rows * (cfg.forward_flops(1) + attention * (prompt + new / 2 - 1))
     yield PlannedStep(
         name=f"{name}/decode",
         rows=rows,

@@ -99,7 +99,7 @@ def _seconds(
     chip, cfg = topology.chip, step.cfg
     tokens = step.tokens / topology.num_devices
     again = analytic.rematerialised_flops(cfg, step.length, remat)
-    compute = tokens * (analytic.train_flops(cfg, step.length) + again) / chip.flops
+    compute = tokens * (cfg.train_flops(step.length) + again) / chip.flops
     links = 2 * max(chip.torus, 1) * chip.link
     # Every part gathers the weights anew and reduces gradients of its own.
     weights = analytic.gathered_weights(cfg, layout) + analytic.scattered_gradients(cfg, layout)

@@ -21,7 +21,6 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.models.build import build
 from internlm2_jax.models.config import ModelConfig
 from internlm2_jax.models.remat import Remat
-from internlm2_jax.plan.analytic import train_flops
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.objectives import by_source, language_model_loss
 from internlm2_jax.train.speed import Work
@@ -219,7 +218,7 @@ class Course:
         i, own = self.locate(step)
         length = self.phases[i].sequence_length
         tokens = self.batches[i].size(own) * length
-        return Work(tokens, tokens * train_flops(self.models[i].cfg, length))
+        return Work(tokens, tokens * self.models[i].cfg.train_flops(length))
 
     def read(self, step: int, skipped: int, mesh: Mesh) -> dict[str, np.ndarray]:
         """This process's rows of a batch of the mesh, when `skipped` were left out of the phase."""

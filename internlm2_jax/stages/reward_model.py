@@ -24,7 +24,6 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.losses.preference import RewardLoss
 from internlm2_jax.models.build import build, swap_head
 from internlm2_jax.models.remat import Remat
-from internlm2_jax.plan.analytic import train_flops
 from internlm2_jax.rlhf.pairs import Pair, PairSource, TooLong, sides_of
 from internlm2_jax.rlhf.scoring import Scorer, accuracy, measure_domains, save_domains
 from internlm2_jax.train import optimizer as optimizers
@@ -231,7 +230,7 @@ def train_pairs(
             steps=steps,
             label=label,
             batch=lambda step, skipped: sharding.place_rows(batches(step + skipped)),
-            work=lambda step: Work(tokens, tokens * train_flops(model.cfg, training.row_length)),
+            work=lambda step: Work(tokens, tokens * model.cfg.train_flops(training.row_length)),
             shown=("loss", "accuracy"),
             log_every=training.log_every,
             validate=validate,

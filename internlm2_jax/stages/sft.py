@@ -26,7 +26,6 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.models import lora as adapters
 from internlm2_jax.models.config import LoRA
 from internlm2_jax.models.remat import Remat
-from internlm2_jax.plan.analytic import train_flops
 from internlm2_jax.train import optimizer as optimizers
 from internlm2_jax.train.checkpoint import load_model, save_model, save_model_json
 from internlm2_jax.train.loop import fit
@@ -194,7 +193,7 @@ def sft(
             steps=steps,
             label=SFT,
             batch=lambda step, skipped: sharding.place_rows(batches(step + skipped)),
-            work=lambda step: Work(tokens, tokens * train_flops(model.cfg, row_length)),
+            work=lambda step: Work(tokens, tokens * model.cfg.train_flops(row_length)),
             log_every=log_every,
             validate=validate,
             validate_every=validate_every,

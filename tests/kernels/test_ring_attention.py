@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from internlm2_jax.errors import UserError
 from internlm2_jax.kernels import attention, partial_attention
 from internlm2_jax.kernels.ring_attention import LOOPS, ring_attention
-from internlm2_jax.kernels.zigzag import unzigzag, zigzag
+from internlm2_jax.zigzag import unzigzag, zigzag
 
 # Compiling these programs takes longer than running them.
 QUICK = {"xla_backend_optimization_level": 0}

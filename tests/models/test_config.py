@@ -95,7 +95,7 @@ def test_flops_count_the_keys_seen(window):
     keys = [sum(min(t + 1, w or t + 1) for t in range(length)) for w in (window, None)]
     attention = 4 * 4 * 8 * sum(keys) / length  # two layers
     matrices = 2 * (cfg.num_params() - cfg.vocab_size * cfg.embed_dim)
-    assert cfg.flops_per_token(length) == pytest.approx(matrices + attention)
+    assert cfg.forward_flops(length) == pytest.approx(matrices + attention)
 
 
 @pytest.mark.parametrize(

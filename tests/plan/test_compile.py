@@ -48,7 +48,7 @@ def step(layout: Layout, remat: str, rows: int, accumulate: int = 1, length: int
         lower=lambda: None,
         tokens=rows * length,
         calls=1000,
-        model_flops=rows * length * analytic.train_flops(cfg, length),
+        model_flops=rows * length * cfg.train_flops(length),
         cfg=cfg,
         accumulate=accumulate,
         held=analytic.train_state(cfg, layout).total,
@@ -120,7 +120,7 @@ def test_a_step_compiles_for_a_pod_that_is_not_there(topology):
         lower=steps.train_step(cfg, mesh, rows, length),
         tokens=rows * length,
         calls=10,
-        model_flops=rows * length * analytic.train_flops(cfg, length),
+        model_flops=rows * length * cfg.train_flops(length),
         cfg=cfg,
     )
     plan = report.make(

@@ -60,7 +60,7 @@ def test_prompts_longer_than_a_chunk_are_read_in_several_calls():
     assert (prefill.rows, prefill.length) == (64, 256)  # what the engine's program takes at once
     assert prefill.tokens == 64 * 256 and prefill.calls == 3 * 4
     # of each token all but the head, which reads the last one of a prompt
-    each = analytic.forward_flops(preset("tiny"), 1024)
+    each = preset("tiny").forward_flops(1024)
     head = 2 * 256 * 32
     assert each - head < prefill.model_flops / prefill.tokens < each
 
@@ -151,9 +151,7 @@ def compiled(layout: str, remat: str = "full", length: int = 64, rows: int = 16)
 def test_products_and_gathers_are_those_of_the_sizes(layout):
     program, where = compiled(layout), Layout.parse(layout)
     tokens = 16 * 64 / 8
-    expected = tokens * (
-        analytic.train_flops(CFG, 64) + analytic.rematerialised_flops(CFG, 64, "full")
-    )
+    expected = tokens * (CFG.train_flops(64) + analytic.rematerialised_flops(CFG, 64, "full"))
     # Rows of 64 are attended as a whole square, twice the causal half, four times over: forward,
     # again, and two products for each backward.
     square = tokens * 4 * CFG.num_layers * 4 * CFG.num_heads * CFG.head_dim * (64 - 65 / 2)

@@ -1,7 +1,7 @@
 """The order of a row's tokens under ring attention, which gives every device equal causal work.
 
 A row is cut into twice as many chunks as there are devices; device i holds chunks i and 2n-1-i, one
-that sees little and one that sees much (ring_attention.py).
+that sees little and one that sees much (kernels/ring_attention.py).
 """
 
 from __future__ import annotations
