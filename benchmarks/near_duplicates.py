@@ -303,12 +303,12 @@ def ours(texts: list[str], shards: int, options: list[str], verify: str, split: 
     sys.path.insert(0, str(ROOT))
     from data_beam.attributes.base import Examined
     from data_beam.attributes.fingerprints import Fingerprints
-    from data_beam.attributes.tables import read_attribute
     from data_beam.dedup import near
     from data_beam.io.writers import DOCUMENTS_OPTIONS, write_array_record
     from data_beam.pipelines import annotate
     from data_beam.schema import Document, document_id, shard_of
     from data_beam.stage import Output, open_documents
+    from data_beam.tables import read_attribute
 
     ids = [document_id("text", str(n), text) for n, text in enumerate(texts)]
     place = {id_: n for n, id_ in enumerate(ids)}

@@ -236,9 +236,9 @@ def code(
     context: click.Context, repo_depth: int, scorer: str, labels: str, **options: Any
 ):  # fmt: skip
     """Repositories: clean, de-duplicate, grade, sort by imports, one document each."""
-    from data_beam.code.graded import Grades
     from data_beam.dedup.near import NearDuplicates
     from data_beam.pipelines import code as job
+    from data_beam.pipelines.graded_code import Grades
 
     def start() -> dict[str, Any]:
         near = NearDuplicates(**{name: options.pop(name) for name in _NEAR_NAMES})

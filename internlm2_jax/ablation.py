@@ -112,7 +112,8 @@ def ablate(
 
     Args:
       base: an experiment file, or a loaded config.
-      grid: a macro of the experiment (files only) or a dotted field -> its values.
+      grid: a macro of the experiment (files only) or a dotted field -> its values. Those of "seed"
+        take the place of `seeds`.
       seeds: how many, from 0 on, or which. A file's macro `seed` takes them, if it has one, else
         every field called `seed`.
       assignments: "name=value" for all runs, as `--set`.
@@ -127,16 +128,15 @@ def ablate(
     folder = Path(folder)
     settings = list(combinations(grid, seeds))
     configs = [make(base, chosen, assignments, function) for chosen in settings]
-    runs = []
-    for number, (chosen, made) in enumerate(zip(settings, configs, strict=True), start=1):
+    runs = [folder / name_of(*named) for named in zip(settings, configs, strict=True)]
+    for number, run in enumerate(runs):
+        if run in runs[:number]:
+            raise UserError(f"two runs of the sweep have the same settings: {run.name}")
+    for number, (run, made) in enumerate(zip(runs, configs, strict=True), start=1):
         pipeline = config.build(made)
         if not isinstance(pipeline, Pipeline):
             raise UserError("an ablation needs an experiment that returns a Config of Pipeline")
-        run = folder / name_of(chosen, made)
-        if run in runs:
-            raise UserError(f"two runs of the sweep have the same settings: {run.name}")
-        runs.append(run)
-        before(f"run {number} of {len(settings)}: {run.name}")
+        before(f"run {number} of {len(runs)}: {run.name}")
         _share_stages(pipeline, run, folder / "stages")
         pipeline.run(run, settings=made)
     if len(runs) > 1:
@@ -146,15 +146,20 @@ def ablate(
 
 def combinations(grid: Grid, seeds: int | Sequence[int]) -> Iterator[dict[str, Any]]:
     """{name: value} of every run, seeds innermost. Errors: UserError when there is none."""
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"seeds are {seeds}; give a positive number, or different seeds")
     for name, values in grid.items():
         if isinstance(values, str) or not len(values):
             raise UserError(f"the grid gives {name!r} the values {values!r}; give a list of them")
-    for values in itertools.product(*grid.values()):
+    if "seed" in grid:
+        if seeds != 1:
+            raise UserError(f"the grid has values of seed, and seeds are {seeds}; give one of both")
+        seeds = grid["seed"]
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError(f"seeds are {seeds}; give a positive number, or different seeds")
+    others = {name: values for name, values in grid.items() if name != "seed"}
+    for values in itertools.product(*others.values()):
         for seed in chosen:
-            yield {**dict(zip(grid, values, strict=True)), "seed": seed}
+            yield {**dict(zip(others, values, strict=True)), "seed": seed}
 
 
 def make(

@@ -77,7 +77,12 @@ def _of_experiments(command: Callable) -> Callable:
     metavar="A.B=X,Y",
     help="Run every value (of several sweeps: every combination), and compare them on one page.",
 )
-@click.option("--seeds", default=1, show_default=True, help="With --sweep: seeds of every value.")
+@click.option(
+    "--seeds",
+    default=1,
+    show_default=True,
+    help="With --sweep: seeds of every value; --sweep seed=5,6 says which.",
+)
 def run(**given: Any) -> None:
     """Run EXPERIMENT (a Python file). The same command again continues where it stopped."""
     _run(**given)

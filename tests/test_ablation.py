@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import internlm2_jax
 from internlm2_jax import ablation, files
-from internlm2_jax.ablation import ablate, parse_sweep
+from internlm2_jax.ablation import ablate, combinations, parse_sweep
 from internlm2_jax.cli import cli
 from internlm2_jax.config import Config, Partial
 from internlm2_jax.errors import UserError
@@ -135,11 +135,19 @@ def _replace(function, made):
         ({}, 0, "seeds are 0"),
         ({}, [1, 1], "or different seeds"),
         ({"pretrain.rate": [1.0, 1.0]}, 1, "two runs of the sweep have the same settings"),
+        ({"seed": [1, 2]}, 2, "give one of both"),
+        ({"seed": [1, 1]}, 1, "or different seeds"),
     ],
 )
 def test_mistakes(tmp_path, grid, seeds, message):
     with pytest.raises(UserError, match=message):
         ablate(base(), grid, seeds, folder=tmp_path)
+    assert not any(tmp_path.iterdir())  # said before anything is run
+
+
+def test_values_of_seed_are_the_seeds():
+    grid = {"seed": [5, 7], "rate": [1.0, 2.0]}
+    assert list(combinations(grid, 1)) == list(combinations({"rate": [1.0, 2.0]}, [5, 7]))
 
 
 def test_sweeps_are_parsed():

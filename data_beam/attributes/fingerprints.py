@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from data_beam.attributes.base import Examined
 from data_beam.code import tokens as code_tokens
-from data_beam.dedup.labels import LABEL_BYTES, label_of, text_hash
 from data_beam.kernels import minhash
+from data_beam.kernels.labels import LABEL_BYTES, label_of, text_hash
 from internlm2_jax.errors import UserError
 
 TOKENIZERS = ("words", "code")
@@ -20,7 +20,7 @@ TOKENIZERS = ("words", "code")
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """`label` sorts the better of two copies first (`dedup.labels`); `text_hash` is of the text
+    """`label` sorts the better of two copies first (`kernels.labels`); `text_hash` is of the text
     with white space collapsed; `signature` holds `num_perm` compact minima of its n-grams (uint16,
     little-endian; null for a text without words, which can only be an exact copy).
 

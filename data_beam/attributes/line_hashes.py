@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_beam.attributes.base import Examined
-from data_beam.dedup.labels import LABEL_BYTES, label_of
 from data_beam.kernels import lines
+from data_beam.kernels.labels import LABEL_BYTES, label_of
 from internlm2_jax.errors import UserError
 
 UNITS = ("line", "paragraph")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_beam.attributes import tables
+from data_beam import tables
 from data_beam.io import storage
 from data_beam.stage import read_manifest
 from internlm2_jax.errors import UserError

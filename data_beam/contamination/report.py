@@ -8,7 +8,7 @@ import os
 from collections import Counter, defaultdict
 from typing import Any
 
-from data_beam.attributes import tables
+from data_beam import tables
 from data_beam.contamination import index as indices
 from data_beam.io import storage, writers
 from data_beam.schema import Document

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_beam.dedup.labels import order, run_starts
 from data_beam.kernels import minhash
+from data_beam.kernels.labels import order, run_starts
 
 # One member of one bucket. `digest` stands for the whole signature, `worth` sorts the better
 # document first, `ref` says where it lies.

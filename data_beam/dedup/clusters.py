@@ -10,14 +10,13 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from data_beam import progress
-from data_beam.attributes import tables
+from data_beam import progress, tables
 from data_beam.dedup import blobs, components
 from data_beam.dedup.equal import COPIES, COPY
-from data_beam.dedup.labels import order, run_starts, to_ids
 from data_beam.dedup.local import Local, Shards, row_of, shard_of
 from data_beam.dedup.verify import SIMILARITIES, SIMILARITY, strongest
 from data_beam.io import storage
+from data_beam.kernels.labels import order, run_starts, to_ids
 from data_beam.runners import beam
 from data_beam.stage import Output
 from internlm2_jax.errors import UserError

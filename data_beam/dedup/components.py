@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_beam.dedup import blobs
-from data_beam.dedup.labels import order, run_starts
+from data_beam.kernels.labels import order, run_starts
 from data_beam.runners import beam
 
 # (node, other): an edge, kept where `node` is.

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_beam.dedup import blobs, buckets, components
-from data_beam.dedup.labels import order, preference, run_starts
 from data_beam.dedup.local import Local, Shards, refs, row_of, shard_of
 from data_beam.dedup.verify import SIMILARITIES, SIMILARITY
+from data_beam.kernels.labels import order, preference, run_starts
 from data_beam.runners import beam
 
 # The best document of a shard with its text. `node`: and of its signature too.

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from data_beam import progress, runners  # runners first: it imports Beam without its noise
-from data_beam.attributes import tables
+from data_beam import progress, runners, tables  # runners first: it imports Beam without its noise
 from data_beam.attributes.line_hashes import LineHashes
 from data_beam.dedup import blobs
-from data_beam.dedup.labels import LABEL_BYTES, TOP, order, preference, run_starts
 from data_beam.dedup.local import Mask, fixed, refs, row_of, shard_of
 from data_beam.io import storage
+from data_beam.kernels.labels import LABEL_BYTES, TOP, order, preference, run_starts
 from data_beam.kernels.lines import merge
 from data_beam.stage import Documents, Output, read_manifest
 from internlm2_jax.errors import UserError

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 
-from data_beam.attributes import tables
-from data_beam.dedup.labels import LABEL_BYTES, order, run_starts
+from data_beam import tables
+from data_beam.kernels.labels import LABEL_BYTES, order, run_starts
 from data_beam.kernels.tokens import mix64
 
 _ROW_BITS = np.uint64(32)

@@ -7,7 +7,7 @@ that takes part about 0.7 kB is shuffled (16 bands x 40 bytes, and 81 for the co
                  -> bands -> buckets -> pairs -> verified pairs ---- edges -+        |
     duplicates <- verdicts per shard <- survivor of each component <- labels <-------+
 
-The survivor of a cluster is its document with the best label (`dedup.labels`). The result depends
+The survivor of a cluster is its document with the best label (`kernels.labels`). The result depends
 on the set of documents and the settings, not on shards, partitions, order, bundles or workers.
 """
 
@@ -19,8 +19,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from data_beam import progress, runners  # runners first: it imports Beam without its noise
-from data_beam.attributes import tables
+from data_beam import progress, runners, tables  # runners first: it imports Beam without its noise
 from data_beam.attributes.base import settings_of
 from data_beam.attributes.fingerprints import Fingerprints
 from data_beam.dedup import blobs, buckets, clusters, components, equal, verify

@@ -19,9 +19,9 @@ from data_beam.attributes.base import Examined
 from data_beam.attributes.fingerprints import Fingerprints
 from data_beam.dedup import blobs, components
 from data_beam.dedup.buckets import PAIR, distinct
-from data_beam.dedup.labels import order, run_starts
 from data_beam.dedup.local import Shards, row_of, shard_of
 from data_beam.kernels import minhash
+from data_beam.kernels.labels import order, run_starts
 from data_beam.runners import beam
 from data_beam.stage import Documents
 

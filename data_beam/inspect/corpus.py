@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_beam import stage
-from data_beam.attributes import tables
+from data_beam import stage, tables
 from data_beam.io import storage, writers
 from data_beam.mix.rules import Rules, from_json
 from data_beam.schema import DeadLetter, Document, shard_of

@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_beam.attributes import tables
+from data_beam import tables
 from data_beam.io import storage
 from data_beam.mix import decide, write
 from data_beam.mix.rules import Rules, merged, rules_for, to_json
-from data_beam.pipelines import ingest
 from data_beam.stage import open_documents, read_manifest
 from internlm2_jax.errors import UserError
 from internlm2_jax.files import fingerprint
@@ -67,7 +66,7 @@ def _sum(rows: Sequence[dict]) -> dict:
 
 def count(output: str | os.PathLike, rules: Rules) -> dict[str, Any]:
     """The funnel up to the decision, before anything is written."""
-    read = ingest.totals(output)
+    read = _totals(output)
     decisions = read_manifest(tables.folder_of(output, decide.NAME), "attribute")
     counts = decide.merge_counts(decisions)
     names = sorted({*counts, *(key.partition("\t")[0] for key in read["dead"])})
@@ -179,3 +178,18 @@ def finish(
          "fingerprint": fingerprint([settings, digests]), "shards": rows},
     )  # fmt: skip
     return funnel
+
+
+def _totals(output: str | os.PathLike) -> dict[str, Any]:
+    """Sums over the shards: documents and bytes per source, dead letters per source and reason
+    ("source\\treason"), encodings."""
+    sums: dict[str, dict[str, Any]] = {"sources": {}, "dead": {}, "encodings": {}}
+    for name, kind in (("sources", "documents"), ("dead", "dead_letters")):
+        for row in read_manifest(storage.join(output, kind), kind)["shards"]:
+            for key, (count, size) in row["sources"].items():
+                entry = sums[name].setdefault(key, [0, 0])
+                entry[0] += count
+                entry[1] += size
+            for key, count in row.get("encodings", {}).items():
+                sums["encodings"][key] = sums["encodings"].get(key, 0) + count
+    return sums

@@ -16,8 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import orjson
 
-from data_beam import progress, runners  # runners first: it imports Beam without its noise
-from data_beam.attributes import tables
+from data_beam import progress, runners, tables  # runners first: it imports Beam without its noise
 from data_beam.io import storage, writers
 from data_beam.mix import decide
 from data_beam.schema import Document, Drop, hash63, shard_of

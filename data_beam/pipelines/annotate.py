@@ -8,8 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from data_beam import progress, runners  # runners first: it imports Beam without its noise
-from data_beam.attributes import tables
+from data_beam import progress, runners, tables  # runners first: it imports Beam without its noise
 from data_beam.attributes.base import Attribute, Examined, settings_of
 from data_beam.attributes.facts import Facts
 from data_beam.io import storage

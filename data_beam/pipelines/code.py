@@ -18,12 +18,12 @@ from data_beam.attributes.code_quality import CodeQuality
 from data_beam.attributes.fingerprints import Fingerprints
 from data_beam.attributes.licences import Licence
 from data_beam.attributes.signals import TextSignals
-from data_beam.code import assemble, graded, grades, repository
+from data_beam.code import assemble, grades
 from data_beam.dedup.near import NearDuplicates
 from data_beam.io import listing, readers
 from data_beam.mix import decide, funnel, rules, write
 from data_beam.mix.rules import Rule
-from data_beam.pipelines import build, ingest
+from data_beam.pipelines import build, graded_code, ingest, repository
 from data_beam.schema import Document, Drop
 
 _IS_CODE = f"repository.kind={repository.CODE}"
@@ -48,7 +48,7 @@ class Code:
     licences: str = "any"
     drop_unlicensed: bool = False
     near: NearDuplicates = dataclasses.field(default_factory=NearDuplicates)
-    grades: graded.Grades = dataclasses.field(default_factory=graded.Grades)
+    grades: graded_code.Grades = dataclasses.field(default_factory=graded_code.Grades)
     max_document_bytes: int = 16 << 20
     seed: int = 0
     validation_fraction: float = 0.02
@@ -81,12 +81,12 @@ class Repositories:
 class Grading:
     """The scoring step of `build`: grades among the documents worth keeping."""
 
-    settings: graded.Grades
+    settings: graded_code.Grades
     rules: rules.Rules
 
     def run(self, output: str | os.PathLike, beam_options: Sequence[str] = ()) -> dict[str, Any]:
         candidates = decide.Candidates(os.fspath(output), self.rules)
-        return graded.run(output, self.settings, candidates, beam_options=beam_options)
+        return graded_code.run(output, self.settings, candidates, beam_options=beam_options)
 
 
 def cleaning_rules(settings: Code) -> dict[str, tuple[Rule, ...]]:

@@ -12,7 +12,6 @@ import heapq
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_beam import progress, runners  # runners first: it imports Beam without its noise
 from data_beam.io import readers, storage, writers
@@ -317,20 +316,3 @@ def dead_letters(output: str | os.PathLike) -> Iterator[DeadLetter]:
         if info.path.endswith(".jsonl.zst"):
             for _, line in _dead(info.path):
                 yield DeadLetter.from_bytes(line)
-
-
-def totals(output: str | os.PathLike) -> dict[str, Any]:
-    """Sums over the shards: documents and bytes per source, dead letters per source and reason
-    ("source\\treason"), encodings."""
-    from data_beam.stage import read_manifest
-
-    sums: dict[str, dict[str, Any]] = {"sources": {}, "dead": {}, "encodings": {}}
-    for name, kind in (("sources", "documents"), ("dead", "dead_letters")):
-        for row in read_manifest(storage.join(output, kind), kind)["shards"]:
-            for key, (count, size) in row["sources"].items():
-                entry = sums[name].setdefault(key, [0, 0])
-                entry[0] += count
-                entry[1] += size
-            for key, count in row.get("encodings", {}).items():
-                sums["encodings"][key] = sums["encodings"].get(key, 0) + count
-    return sums

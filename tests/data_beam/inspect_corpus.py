@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from small_corpus import doc
 
-from data_beam.attributes import tables
+from data_beam import tables
 from data_beam.attributes.base import Examined
 from data_beam.attributes.facts import Facts
 from data_beam.kernels.textstats import Signals

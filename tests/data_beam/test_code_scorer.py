@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_beam.attributes import tables
-from data_beam.code import graded, grades
-from data_beam.code.graded import Grades
-from data_beam.pipelines import code
+from data_beam import tables
+from data_beam.code import grades
+from data_beam.pipelines import code, graded_code
+from data_beam.pipelines.graded_code import Grades
 from data_beam.scoring.fasttext_model import FastTextTraining
 from data_beam.stage import open_documents
 from internlm2_jax import files
@@ -138,27 +138,31 @@ def test_a_scorer_that_agrees_grades_and_one_that_does_not_does_nothing(reposito
 
 def test_the_sample_does_not_depend_on_how_it_is_added_up():
     rng = np.random.default_rng(0)
-    sample = np.zeros(9000, graded._ROW)
+    sample = np.zeros(9000, graded_code._ROW)
     sample["rank"], sample["rule"] = rng.integers(0, 1 << 62, 9000), rng.random(9000)
-    sample["label"] = graded._NO_LABEL
+    sample["label"] = graded_code._NO_LABEL
     sample["rank"] |= np.uint64(1 << 63)
     sample["rank"][:300], sample["label"][:300] = np.arange(300), 1
     counts = np.zeros(grades.BINS, np.int64)
 
     def seen(rows) -> bytes:
-        return graded._Seen(counts + 1, counts, rows).to_bytes()
+        return graded_code._Seen(counts + 1, counts, rows).to_bytes()
 
-    whole = graded._Seen.from_bytes(graded._add([seen(sample)]))
-    assert len(whole.sample) == 300 + graded._SAMPLE and (whole.sample["label"][:300] == 1).all()
+    whole = graded_code._Seen.from_bytes(graded_code._add([seen(sample)]))
+    assert (
+        len(whole.sample) == 300 + graded_code._SAMPLE and (whole.sample["label"][:300] == 1).all()
+    )
     rng.shuffle(sample)
     parts = [seen(sample[start : start + 1000]) for start in range(0, 9000, 1000)]
-    again = graded._Seen.from_bytes(graded._add([graded._add(parts[:4]), graded._add(parts[4:])]))
+    again = graded_code._Seen.from_bytes(
+        graded_code._add([graded_code._add(parts[:4]), graded_code._add(parts[4:])])
+    )
     assert (again.sample == whole.sample).all() and again.rules.sum() == 9 * grades.BINS
 
 
 def test_labels_that_cannot_be_read(tmp_path):
     (tmp_path / "l.jsonl").write_text(json.dumps({"id": "a", "label": 2}) + "\n")
     with pytest.raises(UserError, match="row 1 is not"):
-        graded.read_labels(tmp_path / "l.jsonl")
+        graded_code.read_labels(tmp_path / "l.jsonl")
     with pytest.raises(UserError, match="give --scorer"):
         Grades(labels="l.jsonl")

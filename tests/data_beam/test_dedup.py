@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import doc
 
-from data_beam.dedup import blobs, buckets, components, equal, labels, verify
+from data_beam.dedup import blobs, buckets, components, equal, verify
 from data_beam.dedup.local import collapse, refs, row_of, shard_of
 from data_beam.dedup.near import NearDuplicates
+from data_beam.kernels import labels
 from internlm2_jax.errors import UserError
 
 # --- labels -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inspect_corpus import RULES, build, doc, write_attribute
 
-from data_beam.attributes import tables
+from data_beam import tables
 from data_beam.inspect import diff, page, scan, show
 from data_beam.inspect.corpus import Corpus, Place
 from data_beam.inspect.history import history

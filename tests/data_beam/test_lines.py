@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_corpus import doc, write_documents
 
-from data_beam.attributes import tables
+from data_beam import tables
 from data_beam.attributes.base import Examined
 from data_beam.attributes.line_hashes import LineHashes
 from data_beam.dedup import lines
-from data_beam.dedup.labels import label_of
 from data_beam.dedup.lines import RepeatedLines
+from data_beam.kernels.labels import label_of
 from data_beam.kernels.lines import cut, merge, split
 from data_beam.kernels.tokens import tokenize
 from data_beam.pipelines import annotate

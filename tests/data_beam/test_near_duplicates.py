@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from small_corpus import doc, write_documents
 
-from data_beam.attributes import tables
+from data_beam import tables
 from data_beam.attributes.base import Examined, settings_of
 from data_beam.attributes.fingerprints import Fingerprints
 from data_beam.dedup import buckets, clusters, components, near

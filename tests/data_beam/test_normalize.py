@@ -2,8 +2,8 @@
 
 import pytest
 
-from data_beam.dedup.labels import text_hash
 from data_beam.io.encodings import NotText, decode
+from data_beam.kernels.labels import text_hash
 from data_beam.kernels.normalize import normalize
 
 CHINESE = "书生·浦语大模型，上海人工智能实验室。" * 5

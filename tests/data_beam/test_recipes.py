@@ -186,7 +186,7 @@ def repositories(tmp_path_factory) -> Path:
 
 
 def test_code_makes_one_document_of_a_repository_in_the_order_of_imports(repositories, tmp_path):
-    from data_beam.code.graded import Grades
+    from data_beam.pipelines.graded_code import Grades
 
     settings = code.Code(grades=Grades(shares=(0.0, 1.0, 0.0)))
     funnel = code.run([str(repositories)], tmp_path / "out", settings, shards=2)

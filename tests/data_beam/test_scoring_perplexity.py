@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring_corpus import source_texts, train_vocabulary, untrained_model, write_documents
 
-from data_beam.attributes.tables import read_attribute
 from data_beam.scoring import curves, models, perplexity
 from data_beam.scoring.perplexity import LONGWANJUAN, Perplexity, Protocol
+from data_beam.tables import read_attribute
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.models.build import build

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from scoring_corpus import source_texts, train_vocabulary, untrained_classifier, write_documents
 
-from data_beam.attributes.tables import read_attribute
 from data_beam.mix import rules
 from data_beam.scoring import handlers, models, score
+from data_beam.tables import read_attribute
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
 

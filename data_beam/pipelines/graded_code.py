@@ -16,8 +16,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from data_beam import progress, runners  # runners first: it imports Beam without its noise
-from data_beam.attributes import tables
+from data_beam import progress, runners, tables  # runners first: it imports Beam without its noise
 from data_beam.code import grades
 from data_beam.io import storage
 from data_beam.mix.decide import Candidates

@@ -11,8 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_beam import progress, runners  # runners first: it imports Beam without its noise
-from data_beam.attributes import tables
+from data_beam import progress, runners, tables  # runners first: it imports Beam without its noise
 from data_beam.code import licences, spdx
 from data_beam.code.languages import is_documentation
 from data_beam.stage import Output, open_documents, read_manifest
