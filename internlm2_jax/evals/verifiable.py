@@ -14,9 +14,11 @@ from internlm2_jax.data import tasks as generated
 from internlm2_jax.data.tasks import Task, check
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
+from internlm2_jax.evals.subject import Subject
 from internlm2_jax.infer import engine
 from internlm2_jax.infer.sampling import Sampling
 
+_QUESTION = "Question: {}\nAnswer:"
 Messages = list[dict[str, str]]
 GenerateFn = Callable[[list[Messages]], list[str]]
 
@@ -60,7 +62,7 @@ def completion_accuracy(
     """
 
     def generate(conversations: list[Messages]) -> list[str]:
-        texts = [f"Question: {messages[0]['content']}\nAnswer:" for messages in conversations]
+        texts = [_QUESTION.format(messages[0]["content"]) for messages in conversations]
         out = engine.generate(
             model,
             params,
@@ -72,3 +74,20 @@ def completion_accuracy(
         return [vocabulary.decode(tokens).strip().partition("\n")[0] for tokens in out.tokens]
 
     return task_accuracy(generate, generated.generate(num_tasks, seed, "held_out"))
+
+
+def answer_loss(
+    model: Any, params: Any, vocabulary: Tokenizer, *, num_tasks: int = 64, seed: int = 0
+) -> float:
+    """Nats per token of the right answers to the tasks of `completion_accuracy`.
+
+    It tells models apart that answer none of them rightly.
+    """
+    asked = []
+    for task in generated.generate(num_tasks, seed, "held_out"):
+        question = vocabulary.encode(_QUESTION.format(task.prompt))
+        whole = vocabulary.encode(f"{_QUESTION.format(task.prompt)} {task.answer}")
+        asked.append(([vocabulary.bos_id, *question], [whole[len(question) :]]))
+    found = dict(Subject(model, params, vocabulary).likelihoods(asked))
+    nats = -sum(tails[0].logprob for tails in found.values())
+    return nats / sum(len(tail) for _, (tail,) in asked)

@@ -11,6 +11,7 @@ from internlm2_jax.evals.intervals import Interval
 from internlm2_jax.report.svg import COLOURS, INK, RULE, TEXT, Draw, axes_inside, letters
 
 Zero = Literal["edge", "line", "absent"]
+_ENDS = (0.1, 0.2, 0.5)  # of the axis of small shares
 
 
 def interval_chart(
@@ -20,8 +21,9 @@ def interval_chart(
     shares: bool,
     zero: Zero = "edge",
 ) -> Draw:
-    """rows: (name, mean, low, high, how to write the mean). Shares lie in 0..1; else the axis
-    begins at 0 ("edge"), or fits the rows, with 0 marked ("line") or of no interest ("absent").
+    """rows: (name, mean, low, high, how to write the mean). Shares lie in 0..1, and their axis ends
+    at a tenth, a fifth or a half where all are below. Other axes begin at 0 ("edge"), or fit the
+    rows, with 0 marked ("line") or of no interest ("absent").
     """
 
     def draw(figure: Figure, width: float, height: float) -> None:
@@ -39,8 +41,10 @@ def interval_chart(
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         if shares:
-            axes.set_xlim(-0.02, 1.02)
-            axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [f"{n} %" for n in range(0, 101, 25)])
+            end = next((e for e in _ENDS if e >= max(high for *_, high, _ in rows)), 1.0)
+            axes.set_xlim(-0.02 * end, 1.02 * end)
+            ticks = [end * n / 4 for n in range(5)]
+            axes.set_xticks(ticks, [f"{100 * x:g} %" for x in ticks])
         elif zero == "edge":
             axes.set_xlim(left=0)
         elif zero == "line":

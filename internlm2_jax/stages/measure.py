@@ -17,7 +17,7 @@ from internlm2_jax.data.pipeline import first_batches
 from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.evals.perplexity import bits_per_byte
-from internlm2_jax.evals.verifiable import completion_accuracy
+from internlm2_jax.evals.verifiable import answer_loss, completion_accuracy
 from internlm2_jax.infer import cache as kv
 from internlm2_jax.infer.engine import Engine
 from internlm2_jax.infer.requests import Request
@@ -53,7 +53,8 @@ def measure(
         by_script: Chinese documents and others instead of sources.
         funnel: a corpus folder, of which the share that each step dropped is noted.
         max_tokens: of a source; row_length: default the model's own.
-        tasks: held-out verifiable tasks to complete, if any.
+        tasks: held-out verifiable tasks to complete, if any: the share right, and the loss of right
+            answers in nats per token.
         decode: (rows, prompt, new tokens) to time the engine with, if any.
     """
     vocabulary = Tokenizer.load(Path(tokenizer) / "tokenizer.model")
@@ -76,6 +77,9 @@ def measure(
     if tasks:
         right = completion_accuracy(network, params, vocabulary, num_tasks=tasks, seed=seed)
         measures["task_accuracy"] = right["all"]
+        measures["task_answer_loss"] = answer_loss(
+            network, params, vocabulary, num_tasks=tasks, seed=seed
+        )
     if decode is not None:
         measures |= _speed(network, params, *decode, seed)
     files.write_json(folder / "result.json", {"arm": arm, "measures": measures})
