@@ -8,7 +8,7 @@ to find out in few steps that the system prompt decides (docs/alignment.md).
 Needs   : hh_rlhf, llmbar and pandalm in a folder: --set data=DIR (docs/alignment.md says what of
           them)
 Mesh    : one CPU device
-Expect  : 94% of the judgements on held-out conflicts right with the prompts, 50% without
+Expect  : 94 to 97% of the judgements on held-out conflicts right with the prompts, 50% without
           (docs/alignment.md); two minutes a run on two busy cores, after nine for what they share
 Run     : internlm2 run experiments/reward/preferences.py --set data=../shared/data
           internlm2 run experiments/reward/preferences.py --set data=../shared/data \\
