@@ -2,8 +2,9 @@
 
 Both arms share the first phase and see as many tokens at the same learning rates; `on` reads tasks
 with answers, questions about the corpus and selected documents, `off` goes on as before. Measured
-are held-out tasks, of which neither arm has seen any, and the loss on ordinary text: what the phase
-gives and what it costs.
+are held-out tasks, of which neither arm has seen any (the share right, and the loss of the right
+answers, since a tiny model answers few), and the loss on ordinary text: what the phase gives and
+what it costs.
 
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
