@@ -126,6 +126,11 @@ def fit(
         stack.enter_context(Watchdog(clock, label, asked.hang_seconds, asked.hang_status))
         if step:
             progress.note(f"continues after {unit} {step}")
+        if asked.profile and not (asked.profile[0] <= steps and step < asked.profile[1] - 1):
+            begin, end = asked.profile
+            progress.note(
+                f"traces nothing: {unit}s {begin} to {end - 1} are not among {step + 1} to {steps}"
+            )
 
         def write(log: MetricsLog, done: int, **values: Any) -> None:
             log.log(done, **values)

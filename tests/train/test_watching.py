@@ -131,6 +131,13 @@ def test_profile(tmp_path):
     assert sorted({int(n) for n in numbers}) == [3, 4]
 
 
+def test_a_window_that_no_step_is_in_is_said(tmp_path, capsys):
+    with session.use(Session(profile=(9, 11))):
+        run(tmp_path, steps=8)
+    assert "traces nothing: steps 9 to 10 are not among 1 to 8" in capsys.readouterr().err
+    assert not (tmp_path / "profile").exists()
+
+
 @pytest.mark.parametrize("text", ["5", "5:5", "0:3", "a:b", "7:5"])
 def test_bad_windows(text):
     with pytest.raises(UserError, match="not of the form FIRST:STOP"):
