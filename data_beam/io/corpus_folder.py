@@ -35,21 +35,6 @@ def documents(
                 yield Document.from_bytes(record)
 
 
-def check_output(output: Path, kind: str, inputs: str | Path | None) -> None:
-    """Refuses an output folder whose replacement would lose anything but an earlier `kind`."""
-    if inputs is not None and output.resolve() == Path(inputs).resolve():
-        raise UserError(f"output {output} is the input folder itself; choose another folder")
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output {output} is a file; choose a folder")
-    if output.is_dir() and any(output.iterdir()):
-        try:
-            read_manifest(output, kind)
-        except UserError as error:
-            raise UserError(
-                f"output {output} is not empty and holds no {kind}; choose another folder"
-            ) from error
-
-
 _OURS = {"documents", "dead_letters", "attributes", "corpus", "waves", "benchmarks.index",
          "common_runs.json", "inspect.html"}  # fmt: skip
 

@@ -1,48 +1,17 @@
-"""Language-model loss per data source, and what a model without context would score.
+"""Losses on a scale of bytes, and what a model without context would score.
 
-All losses are in nats per token (natural logarithm; perplexity is their exponential). The loss
-function is injected, so this file knows no model: it weights sums, nothing else.
+Losses are in nats per token (natural logarithm; perplexity is their exponential).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from internlm2_jax.errors import UserError
-
-LossFn = Callable[[Any], tuple[Any, Any]]
-
-ALL = "all"
-
-
-def loss_by_source(loss_fn: LossFn, batches: Mapping[str, Iterable[Any]]) -> dict[str, float]:
-    """Mean loss per token: under "all" over every token of every source, then one entry a source.
-
-    loss_fn: batch -> (summed loss in nats, number of predicted tokens), the pair that
-        `losses.language_model.cross_entropy` returns; scalars of any array type.
-    batches: per source, the batches to read. Tokens weigh the same whatever batch they are in, so
-        a short last batch does not count more than its share.
-    Raises UserError for a source with no predicted token.
-    """
-    means: dict[str, float] = {}
-    total_loss = total_weight = 0.0
-    for source in sorted(batches):
-        sums = [(float(loss), float(weight)) for loss, weight in map(loss_fn, batches[source])]
-        loss, weight = (math.fsum(column) for column in zip(*sums, strict=True)) if sums else (0, 0)
-        if weight <= 0:
-            raise UserError(
-                f"source {source!r} has no token to predict; check its split in the manifest"
-            )
-        means[source] = loss / weight
-        total_loss, total_weight = total_loss + loss, total_weight + weight
-    if not means:
-        raise UserError("no source to evaluate; name at least one")
-    return {ALL: total_loss / total_weight} | means
 
 
 def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: int) -> float:

@@ -1,4 +1,4 @@
-"""Losses per source and the baselines, against numbers worked out by hand."""
+"""Bits per byte and the baselines, against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,22 +8,7 @@ import numpy as np
 import pytest
 
 from internlm2_jax.errors import UserError
-from internlm2_jax.evals.perplexity import bits_per_byte, loss_by_source, unigram_baseline
-
-
-def test_tokens_weigh_the_same_whatever_their_batch():
-    batches = {"code": [(10.0, 5), (9.0, 1)], "text": [(8.0, 2)]}
-    means = loss_by_source(lambda batch: batch, batches)
-    assert means == {"all": 27 / 8, "code": 19 / 6, "text": 4.0}
-    assert next(iter(means)) == "all"
-
-
-@pytest.mark.parametrize("batches", [[], [(0.0, 0)]])
-def test_a_source_without_tokens_is_named(batches):
-    with pytest.raises(UserError, match="'text' has no token"):
-        loss_by_source(lambda batch: batch, {"text": batches})
-    with pytest.raises(UserError, match="no source"):
-        loss_by_source(lambda batch: batch, {})
+from internlm2_jax.evals.perplexity import bits_per_byte, unigram_baseline
 
 
 def test_unigram_baselines_by_hand():
