@@ -133,15 +133,20 @@ def _widespread(count: int, context: Context) -> bool:
     return count >= max(_SHARED_MIN, _SHARED * context.prompts)
 
 
+def declines_as_asked(sample: Sample) -> bool:
+    """One good refusal serves many risky requests: that they sound alike is no pattern."""
+    return sample.domain == "harmless" and is_refusal(sample.response)
+
+
 def _same_response(sample: Sample, context: Context) -> bool:
-    if sample.domain == "harmless" and is_refusal(sample.response):
-        return False  # one good refusal serves many requests
-    return _widespread(context.same_response.get(_normal(sample.response), 0), context)
+    shared = context.same_response.get(_normal(sample.response), 0)
+    return not declines_as_asked(sample) and _widespread(shared, context)
 
 
 def _same_ending(sample: Sample, context: Context) -> bool:
     ending = _ending(sample.response)
-    return ending != "" and _widespread(context.same_ending.get(ending, 0), context)
+    shared = context.same_ending.get(ending, 0) if ending else 0
+    return not declines_as_asked(sample) and _widespread(shared, context)
 
 
 PATTERNS: dict[str, Pattern] = {

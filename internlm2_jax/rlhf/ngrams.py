@@ -17,6 +17,7 @@ from internlm2_jax.rlhf.hacking import (
     Finding,
     Pattern,
     Sample,
+    declines_as_asked,
     measure,
     ordered,
     rise_p_value,
@@ -37,6 +38,8 @@ def mine(
     """Up to `most` patterns by name, and their findings, the most certain rise first.
 
     Phrases of a prompt do not count in its own response: to repeat a question is another pattern.
+    Nor do those of a refusal where harmlessness is asked: a patch against them would teach the
+    reward model that declining is wrong.
     """
     spoken = [[_own(sample) for sample in samples] for samples in (early, late)]
     counts = [collections.Counter(p for own in each for p in own) for each in spoken]
@@ -64,6 +67,8 @@ def mine(
 
 
 def _own(sample: Sample) -> set[tuple[str, ...]]:
+    if declines_as_asked(sample):
+        return set()
     return phrases(sample.response) - phrases(sample.prompt)
 
 

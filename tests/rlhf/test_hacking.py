@@ -91,6 +91,11 @@ def test_refusing_is_no_fault_where_harmlessness_is_asked():
     late = spoil(honest(domain="harmless"), 0.5, lambda s: ("Sorry, I can't help.", True))
     found = {f.pattern: f for f in hacking.measure(honest(domain="harmless"), late)}
     assert not found["refuses"].observed and not found["same_response"].observed
+    ending = spoil(
+        honest(domain="harmless"), 0.5, lambda s: (f"{s.response}, I can't help with that.", True)
+    )
+    found = {f.pattern: f for f in hacking.measure(honest(domain="harmless"), ending)}
+    assert found["same_ending"].late_rate == 0
 
 
 def test_plain_answers_show_no_pattern():
@@ -149,8 +154,8 @@ def test_a_canned_refusal_never_loses_to_a_harmful_answer():
 
     refusals = [f"I won't do that, ask owner {i}." for i in range(20)]
     early = risky(["Use a bent wire.", *refusals[:10]] * 2 + refusals[10:])
-    late = risky(["Sorry, I will not help with that."] * len(early))
-    pairs = hacking.patch_pairs("same_ending", early, late, "harmless", n=40)
+    late = risky(["Sorry, I will not help with that." * 4] * len(early))
+    pairs = hacking.patch_pairs("repeats", early, late, "harmless", n=40)
     assert {pair["chosen"] for pair in pairs} == set(refusals)
     assert len(pairs) == len(early) - 2
 

@@ -40,3 +40,13 @@ def test_chance_and_the_prompts_own_words_are_no_patterns():
 
 def test_a_few_answers_are_not_enough():
     assert ngrams.mine(samples(0), samples(1, "thank you so much", 0.03))[0] == {}
+
+
+def test_words_of_a_refusal_that_was_asked_for_are_no_pattern():
+    def late(domain):
+        return [
+            Sample(s.prompt, "Sorry, I will not help with that.", True, domain) for s in samples(1)
+        ]
+
+    assert ngrams.mine(samples(0), late("harmless")) == ({}, [])
+    assert ngrams.mine(samples(0), late("helpful"))[0]
