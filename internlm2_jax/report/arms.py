@@ -14,12 +14,12 @@ from internlm2_jax.report.intervals import Zero, interval_chart, said
 from internlm2_jax.report.load import DONE, Run
 
 STAGE = "measure"
-MEASURED_BY = (STAGE, "judge_policy")
+MEASURED_BY = (STAGE, "judge_policy", "needle")
 SOURCE = f"*/{STAGE}/result.json"
 _SHARES = ("dropped/", "task_accuracy")
 # Of measures by source, those of everything are drawn.
-_DRAWN = ("loss", "bits_per_byte", "bytes_per_token", "task_accuracy", "cache_bytes_per_token",
-          "decode_tokens_per_second")  # fmt: skip
+_DRAWN = ("loss", "bits_per_byte", "bytes_per_token", "task_accuracy", "task_answer_loss",
+          "cache_bytes_per_token", "decode_tokens_per_second")  # fmt: skip
 
 
 def by_arm(runs: Sequence[Run], stage: str) -> dict[str, list[Run]]:

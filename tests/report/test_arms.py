@@ -50,10 +50,13 @@ def runs(tmp_path):
     ]  # fmt: skip
 
 
-def test_runs_are_called_by_their_arms(runs):
-    assert [variant.label for variant in compare.variants([Run(f) for f in runs[::3]])] == list(
-        LOSSES
-    )
+def test_runs_are_called_by_their_arms(runs, tmp_path):
+    def labels(folders):
+        return [variant.label for variant in compare.variants([Run(f) for f in folders])]
+
+    assert labels(runs[::3]) == list(LOSSES)
+    asked = {a: {"needle": needle_result(a, [1.0, 0.5])} for a in ("long phase", "short only")}
+    assert labels([make_run(tmp_path, *one) for one in asked.items()]) == list(asked)
 
 
 def test_arms_are_means_over_seeds_with_students_interval(runs):
