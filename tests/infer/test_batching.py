@@ -246,6 +246,7 @@ def test_a_row_past_the_trained_length_keeps_one_rotation():
         np.testing.assert_allclose(got.logprobs, want, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_with_the_trainer():
     cfg = dataclasses.replace(CFG, dtype="bfloat16", initializer_range=0.05)
     model = build(cfg)
@@ -260,6 +261,7 @@ def test_bfloat16_agrees_with_the_trainer():
         assert apart.mean() < 1e-3 and apart.max() < 5e-3
 
 
+@pytest.mark.slow
 def test_layers_kept_apart_give_the_same(params, alone, monkeypatch):
     """What a CPU does with large weights, here with sliding windows among the layers."""
     cfg = dataclasses.replace(CFG, attention_pattern=("sliding", "full"), sliding_window=9)

@@ -15,7 +15,7 @@ from internlm2_jax.models.config import preset
 ASKED = [[{"role": "user", "content": "word " * n}] for n in (1, 9, 3, 5, 2)]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_batch_size_changes_nothing(vocabulary, temperature):
     model = build(dataclasses.replace(preset("tiny"), vocab_size=vocabulary.vocab_size))
     params = model.init(jax.random.key(0))

@@ -68,6 +68,7 @@ def test_split_and_join(params, trained):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gradients_reach_adapters_only_and_on_a_mesh_too(params, trained):
     def loss(adapters):
         whole = lora.join(jax.lax.stop_gradient(frozen), adapters)

@@ -118,6 +118,7 @@ def test_retention(tmp_path):
     assert checkpoint.whole_steps(tmp_path / "checkpoints") == [3, 4, 8, 9, 10]
 
 
+@pytest.mark.slow
 def test_another_mesh(tmp_path):
     model = build(preset("tiny"))
     tx = optimizer.adamw(1e-3)

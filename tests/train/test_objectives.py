@@ -84,11 +84,12 @@ def test_loss_of_each_source(z_loss):
 @pytest.mark.parametrize(
     ("accumulate", "layout"),
     [
-        pytest.param(4, None, marks=pytest.mark.slow),
+        (4, None),
         (1, "fsdp=2,context=2,tensor=2"),
-        pytest.param(2, "data=2,fsdp=4", marks=pytest.mark.slow),
+        (2, "data=2,fsdp=4"),
     ],
 )
+@pytest.mark.slow
 def test_loss_of_each_source_in_parts_and_on_a_mesh(accumulate, layout):
     rows = PackedSource(SOURCE, 16)
     batch = first_batches(rows, 10**6, 8)[0] | {"source": np.arange(8, dtype=np.int32) % 3}

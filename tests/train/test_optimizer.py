@@ -89,6 +89,7 @@ def test_mistakes_in_schedules(options, message):
         optimizer.warmup_stable_decay(1.0, 10, **options)
 
 
+@pytest.mark.slow
 def test_mup_scales_hidden_matrices_alone():
     model = build(preset("tiny", bias=True))
     params = model.init(jax.random.key(0))
