@@ -42,7 +42,8 @@ def vocabulary(tmp_path_factory):
     from internlm2_jax.data.tokenizer import train_tokenizer
 
     texts = [path.read_text() for path in sorted((ROOT / "internlm2_jax" / "data").glob("*.py"))]
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    # Found again by its folder's name, which no other fixture uses.
+    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.model"
     return train_tokenizer(texts, path, vocab_size=512)
 
 

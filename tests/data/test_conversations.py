@@ -169,7 +169,7 @@ def test_the_command_describes_and_marks_what_is_learnt(tmp_path, vocabulary, tm
     path = lines(tmp_path, {"messages": ASKED}, {"messages": []})
     refused = CliRunner().invoke(command, [str(path)])
     assert isinstance(refused.exception, UserError)
-    model = next(tmp_path_factory.getbasetemp().glob("tokenizer*/tokenizer.model"))
+    model = next(tmp_path_factory.getbasetemp().glob("vocabulary*/tokenizer.model"))
     said = CliRunner().invoke(
         command, [str(path), "--skip-bad", "--tokenizer", str(model), "--row-length", "64"]
     )

@@ -97,7 +97,7 @@ def world(vocabulary, tmp_path_factory):
     for name, members in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in members))
     base = tmp_path_factory.getbasetemp()
-    path = sorted(base.glob("tokenizer*/tokenizer.model"))[0]
+    path = sorted(base.glob("vocabulary*/tokenizer.model"))[0]
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.model").write_bytes(path.read_bytes())
     model = build(preset("tiny", vocab_size=vocabulary.vocab_size))

@@ -25,7 +25,7 @@ def stage(subject, tmp_path_factory):
     """A finished stage with its tokenizer, and a data set."""
     home = tmp_path_factory.mktemp("run")
     Opened(Path("none"), subject.model, subject.params).save_stage(home / "sft")
-    file = next(tmp_path_factory.getbasetemp().glob("tokenizer*/tokenizer.model"))
+    file = next(tmp_path_factory.getbasetemp().glob("vocabulary*/tokenizer.model"))
     shutil.copyfile(file, home / "sft/tokenizer.model")
     rows = [{"question": f"{i}?", "options": ["no", "yes"], "label": "AB"[i % 2]} for i in range(9)]
     files.write_jsonl(home / "data/all.jsonl", rows)

@@ -27,7 +27,7 @@ def folder(tiny_chat, vocabulary, tmp_path_factory):
     model, params = tiny_chat
     path = tmp_path_factory.mktemp("model") / "tiny"
     convert.save_hf(path, model.cfg, params, "float32")
-    file = next(tmp_path_factory.getbasetemp().glob("tokenizer*/tokenizer.model"))
+    file = next(tmp_path_factory.getbasetemp().glob("vocabulary*/tokenizer.model"))
     shutil.copy(file, path)
     return path
 

@@ -31,7 +31,7 @@ def tokenizer_stage(vocabulary, tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     path = next(  # the `vocabulary` fixture keeps the file
         p
-        for p in base.glob("tokenizer*/tokenizer.model")
+        for p in base.glob("vocabulary*/tokenizer.model")
         if Tokenizer.load(p).sha256 == vocabulary.sha256
     )
     shutil.copyfile(path, folder / "tokenizer.model")

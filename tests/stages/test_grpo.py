@@ -64,7 +64,7 @@ def run(vocabulary, tmp_path_factory):
     """Folders of a tokenizer, problems and a model that has learnt nothing."""
     base = tmp_path_factory.getbasetemp()
     folder = tmp_path_factory.mktemp("run")
-    found = sorted(base.glob("tokenizer*/tokenizer.model"))
+    found = sorted(base.glob("vocabulary*/tokenizer.model"))
     path = next(p for p in found if Tokenizer.load(p).sha256 == vocabulary.sha256)
     (folder / "tokenizer").mkdir()
     shutil.copyfile(path, folder / "tokenizer" / "tokenizer.model")

@@ -30,7 +30,7 @@ def run(vocabulary, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     base = tmp_path_factory.getbasetemp()
     (folder / "tokenizer").mkdir()
-    found = sorted(base.glob("tokenizer*/tokenizer.model"))[0]
+    found = sorted(base.glob("vocabulary*/tokenizer.model"))[0]
     shutil.copyfile(found, folder / "tokenizer" / "tokenizer.model")
     rows = []
     for split in ("train", "validation"):

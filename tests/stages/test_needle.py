@@ -31,7 +31,7 @@ def run(vocabulary, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     base = tmp_path_factory.getbasetemp()
     (folder / "tokenizer").mkdir()
-    found = sorted(base.glob("tokenizer*/tokenizer.model"))[0]
+    found = sorted(base.glob("vocabulary*/tokenizer.model"))[0]
     shutil.copyfile(found, folder / "tokenizer" / "tokenizer.model")
     haystacks(folder / "corpus", lengths={"recall": 60}, tokens={"recall": 600}, fillers=10)
     cfg = preset("tiny", vocab_size=vocabulary.vocab_size, max_position_embeddings=256)
