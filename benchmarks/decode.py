@@ -13,13 +13,12 @@ that the engine computes are of use when lengths have a long tail.
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
 
 import click
-from turns import ask, in_turns, serve
+from turns import ask, compared, in_turns, serve
 
 PROMPT, NEW, LONG = 16, 64, 2048
 TASKS = {"decode1": NEW, "decode8": 8 * NEW, "prefill": LONG}
@@ -132,11 +131,7 @@ def main(peer: str | None, threads: int, rounds: int, weights: str | None) -> No
         sides["transformers"] = serve([peer, "-c", PEER, str(threads), *sizes], threads)
     for what, tokens in TASKS.items():
         times = in_turns(sides, what, rounds)
-        rate = {n: tokens / statistics.median(t) for n, t in times.items()}
-        best = {n: tokens / min(t) for n, t in times.items()}
-        shown = ", ".join(f"{n} {r:,.0f} (best {best[n]:,.0f})" for n, r in rate.items())
-        ratio = f"; ours / transformers {rate['ours'] / rate['transformers']:.2f}" if peer else ""
-        click.echo(f"{what}: {shown} tokens/s{ratio}; load {os.getloadavg()[0]:.1f}")
+        click.echo(f"{what}: {compared(times, tokens)}; load {os.getloadavg()[0]:.1f}")
     click.echo(f"rows of use in a long-tailed mix: {ask(sides['ours'], 'mix')}")
     for process in sides.values():
         process.kill()

@@ -8,19 +8,18 @@ float32, AdamW with the gradient norm clipped to 1. torch recomputes nothing; ou
 products give and make what lies between them again (`minimal`), which is faster here. Prefill is a
 prompt of one row with its KV cache and the logits of its last token.
 
-Each lives in a process of its own; they take turns; the medians' ratio is the result (turns.py).
+Each lives in a process of its own; they take turns (turns.py).
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
 
 import click
-from turns import in_turns, serve
+from turns import compared, in_turns, serve
 
 SHAPES = {"train": (4, 512), "prefill": (1, 2048)}
 SIZES = {
@@ -120,12 +119,19 @@ def worker(attention: str, remat: str) -> None:
 @click.command(help=__doc__)
 @click.option("--peer", required=False, help="Python of a venv with torch and transformers.")
 @click.option("--threads", default=2, help="Cores that each side may use.")
-@click.option("--rounds", default=4)
+@click.option("--rounds", default=5)
+@click.option("--only", type=click.Choice([*SHAPES]), help="One of the two.")
 @click.option("--attention", default="auto", help="Our attention implementation.")
 @click.option("--remat", default="minimal", help="What our blocks keep.")
 @click.option("--worker", "is_worker", is_flag=True, hidden=True)
 def main(
-    peer: str | None, threads: int, rounds: int, attention: str, remat: str, is_worker: bool
+    peer: str | None,
+    threads: int,
+    rounds: int,
+    only: str | None,
+    attention: str,
+    remat: str,
+    is_worker: bool,
 ) -> None:
     if is_worker:
         return worker(attention, remat)
@@ -137,13 +143,10 @@ def main(
         "transformers": serve([peer, "-c", PEER + SERVE, str(threads)], threads),
     }
     click.echo(f"load {os.getloadavg()[0]:.1f}, {threads} threads each")
-    for what, (batch, length) in SHAPES.items():
+    for what in [only] if only else SHAPES:
+        batch, length = SHAPES[what]
         times = in_turns(sides, what, rounds)
-        rate = {n: batch * length / statistics.median(t) for n, t in times.items()}
-        best = {n: batch * length / min(t) for n, t in times.items()}
-        shown = ", ".join(f"{n} {r:,.0f} (best {best[n]:,.0f})" for n, r in rate.items())
-        ratio = rate["ours"] / rate["transformers"]
-        click.echo(f"{what} {batch} x {length}: {shown} tokens/s; ours / transformers {ratio:.2f}")
+        click.echo(f"{what} {batch} x {length}: {compared(times, batch * length)}")
     for process in sides.values():
         process.kill()
 

@@ -94,16 +94,10 @@ def run(
             shards, tokenizer, os.fspath(tokenizer_model), tokens_per_record,
             threads or ((os.cpu_count() or 1) if local else 1),
         )  # fmt: skip
-        pipeline = runners.pipeline(beam_options)
-        (
-            pipeline
-            | "Shards" >> beam.Create(pending)
-            | "SpreadShards" >> beam.Reshuffle()
-            | "Tokenize" >> beam.ParDo(worker)
+        count = sum(shards.rows[number]["documents"] for number in pending)
+        runners.run_over(
+            pending, "Tokenize", worker, beam_options, shown="tokenize", documents=count
         )
-        total = sum(shards.rows[number]["documents"] for number in pending)
-        with progress.show("tokenize", total, "document"):
-            runners.run(pipeline)
     made = shards.finished()
     _check_letters(folder, made, max_dead_share)
     result = {

@@ -23,12 +23,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from data_beam import progress
 from internlm2_jax.errors import UserError
 from internlm2_jax.progress import PLAIN_INTERVAL_SECONDS
 
@@ -123,6 +124,35 @@ def run(pipeline: beam.Pipeline) -> Any:
             if message is None:
                 raise
             raise UserError(message) from None
+
+
+def spread(pipeline: beam.Pipeline, shards: Iterable[Any]) -> beam.PCollection:
+    """`shards` as a collection whose elements workers share out among them."""
+    return pipeline | "Shards" >> beam.Create(shards) | "SpreadShards" >> beam.Reshuffle()
+
+
+def run_over(
+    shards: Collection[Any],
+    step: str,
+    work: beam.DoFn,
+    options: Sequence[str] = (),
+    *,
+    shown: str,
+    documents: int | None = None,
+) -> None:
+    """Runs a pipeline of one step, `work` on each of `shards`, none of which needs another.
+
+    Args:
+      shown: name of the job's progress.
+      documents: how many of them the shards hold, where `work` counts those and not shards.
+    """
+    if not shards:
+        return
+    graph = pipeline(options)
+    _ = spread(graph, shards) | step >> beam.ParDo(work)
+    total, unit = (len(shards), "shard") if documents is None else (documents, "document")
+    with progress.show(shown, total, unit):
+        run(graph)
 
 
 def _local(options: PipelineOptions) -> beam.Pipeline:

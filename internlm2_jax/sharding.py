@@ -14,7 +14,7 @@ two tables, and its transpose scatters the gradient back. Layouts differ in size
 one table of each.
 
 The mesh has explicit axes: the sharding of every array is part of its type, and only the functions
-below need help (embedding gather, contractions over a sharded axis, gather along the vocabulary,
+below need help (embedding gather, contractions over a sharded axis,
 kernels). With no mesh, or one whose axes are automatic, they are the plain operations.
 """
 
@@ -346,15 +346,6 @@ def _take_apart(mesh: Any, table: Array, ids: Array, cut_ids: P, columns: Entry)
     return jax.shard_map(take, in_specs=(P(cut, columns), cut_ids), out_specs=P(*cut_ids, columns))(
         table, ids
     )
-
-
-def take_last(x: Float[Array, "*B V"], ids: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """x[..., ids]: one entry of the last axis, which may be sharded, for each leading index."""
-    if _explicit_mesh() is None:
-        return jnp.take_along_axis(x, ids[..., None], axis=-1)[..., 0]
-    columns = jax.lax.broadcasted_iota(ids.dtype, x.shape, x.ndim - 1)
-    chosen = constrain(columns, "batch", *("length", None)[: x.ndim - 2], "vocab") == ids[..., None]
-    return jnp.where(chosen, x, 0).sum(axis=-1)
 
 
 def split_rows(x: Array, parts: int) -> Array:

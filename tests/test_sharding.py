@@ -23,7 +23,9 @@ LAYOUTS = ["fsdp=8", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2", "data=8"]
 
 def loss(params, tokens, segments):
     logits = MODEL.logits(params, tokens, segment_ids=segments, remat="full")
-    chosen = sharding.take_last(logits[:, :-1], tokens[:, 1:])
+    columns = jax.lax.broadcasted_iota(tokens.dtype, logits[:, :-1].shape, 2)
+    columns = sharding.constrain(columns, "batch", "length", "vocab")
+    chosen = jnp.where(columns == tokens[:, 1:, None], logits[:, :-1], 0).sum(axis=-1)
     return (jax.nn.logsumexp(logits[:, :-1], axis=-1) - chosen).mean(), logits
 
 

@@ -122,12 +122,9 @@ def _build(
     pipeline: beam.Pipeline, reader: _Reader, target: Output, min_documents: int,
     partitions: int, keep: str | None,
 ) -> None:  # fmt: skip
-    counts = (
-        pipeline
-        | "Shards" >> beam.Create(range(target.shards))
-        | "SpreadShards" >> beam.Reshuffle()
-        | "CountLines"
-        >> blobs.par_do(_CountLines(reader, partitions), "counts", nothing=blobs.TYPE)
+    shards = runners.spread(pipeline, range(target.shards))
+    counts = shards | "CountLines" >> blobs.par_do(
+        _CountLines(reader, partitions), "counts", nothing=blobs.TYPE
     )
     numbers = counts.counts
     if keep is not None:

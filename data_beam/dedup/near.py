@@ -227,11 +227,9 @@ def _search(pipeline: beam.Pipeline, job: _Job) -> tuple[Any, Any, Any]:
         job.shards, near.bands, near.rows, job.partitions(equal.TEXT.itemsize),
         job.partitions(buckets.MEMBER.itemsize, near.bands),
     )  # fmt: skip
-    fingerprints = (
-        pipeline
-        | "Shards" >> beam.Create(range(job.documents.shards))
-        | "SpreadShards" >> beam.Reshuffle()
-        | "Fingerprints" >> blobs.par_do(emit, "members", texts=blob, notes=blob, tally=blob)
+    shards = runners.spread(pipeline, range(job.documents.shards))
+    fingerprints = shards | "Fingerprints" >> blobs.par_do(
+        emit, "members", texts=blob, notes=blob, tally=blob
     )
     texts, members, kept = fingerprints.texts, fingerprints.members, job.keep is not None
     if job.keep is not None:

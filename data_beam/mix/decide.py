@@ -145,16 +145,8 @@ def run(
     )  # fmt: skip
     if not target.is_complete(settings, upstream):
         target.start()
-        pipeline = runners.pipeline(beam_options)
-        (
-            pipeline
-            | "Shards" >> beam.Create(target.pending())
-            | "SpreadShards" >> beam.Reshuffle()
-            | "Decide"
-            >> beam.ParDo(_Decide(os.fspath(output), dict(rules), seed, split_by, target))
-        )
-        with progress.show("decide", len(target.pending()), "shard"):
-            runners.run(pipeline)
+        work = _Decide(os.fspath(output), dict(rules), seed, split_by, target)
+        runners.run_over(target.pending(), "Decide", work, beam_options, shown="decide")
     return target.complete(settings, upstream)
 
 

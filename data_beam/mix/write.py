@@ -114,15 +114,9 @@ def run(
     parts = _Parts(folder, documents.shards, key, extremes)
     if pending := parts.pending():
         storage.delete(storage.join(folder, "manifest.json"))
-        pipeline = runners.pipeline(beam_options)
-        (
-            pipeline
-            | "Shards" >> beam.Create(pending)
-            | "SpreadShards" >> beam.Reshuffle()
-            | "WriteKept" >> beam.ParDo(_WriteKept(os.fspath(output), documents, mix, parts))
-        )
-        with progress.show("write", sum(documents.counts[s] for s in pending), "document"):
-            runners.run(pipeline)
+        work = _WriteKept(os.fspath(output), documents, mix, parts)
+        count = sum(documents.counts[shard] for shard in pending)
+        runners.run_over(pending, "WriteKept", work, beam_options, shown="write", documents=count)
     rows = [row for shard in range(documents.shards) for row in parts.read(shard)["files"]]
     _remove_others(folder, {row["name"] for row in rows})
     _write_samples(output, documents, parts)

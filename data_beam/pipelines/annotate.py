@@ -51,17 +51,11 @@ def run(
             target.start()
             for shard in target.pending():
                 work.setdefault(shard, []).append(index)
-    if work:
-        pipeline = runners.pipeline(beam_options)
-        (
-            pipeline
-            | "Shards" >> beam.Create(sorted(work.items()))
-            | "SpreadShards" >> beam.Reshuffle()
-            | "Annotate" >> beam.ParDo(_Annotate(documents, wanted, outputs))
-        )
-        total = sum(documents.counts[shard] for shard in work)
-        with progress.show("attributes", total, "document"):
-            runners.run(pipeline)
+    pending, annotate = sorted(work.items()), _Annotate(documents, wanted, outputs)
+    count = sum(documents.counts[shard] for shard in work)
+    runners.run_over(
+        pending, "Annotate", annotate, beam_options, shown="attributes", documents=count
+    )
     return {
         attribute.name: target.complete(settings_of(attribute), {"documents": documents.digest})
         for attribute, target in zip(wanted, outputs, strict=True)

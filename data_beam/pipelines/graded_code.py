@@ -99,12 +99,8 @@ def run(
             _calibrate(look, settings, documents.shards, folder, beam_options)
             cuts = grades.from_json(storage.read_json(path))
             pipeline = runners.pipeline(beam_options)
-            (
-                pipeline
-                | "Shards" >> beam.Create(target.pending())
-                | "SpreadShards" >> beam.Reshuffle()
-                | "Grade" >> beam.ParDo(_Grade(look, cuts, target))
-            )
+            work = _Grade(look, cuts, target)
+            _ = runners.spread(pipeline, target.pending()) | "Grade" >> beam.ParDo(work)
             runners.run(pipeline)
     found = {"cuts": storage.read_json(path)}
     if settings.model:
@@ -253,9 +249,7 @@ def _calibrate(
     pipeline = runners.pipeline(beam_options)
     keyed = beam.typehints.KV[str, bytes]
     (
-        pipeline
-        | "Shards" >> beam.Create(range(shards))
-        | "SpreadShards" >> beam.Reshuffle()
+        runners.spread(pipeline, range(shards))
         | "Histograms" >> beam.ParDo(look).with_output_types(keyed)
         | "AddUp" >> beam.CombinePerKey(_add)
         | "Together" >> beam.Map(lambda item: ("", item)).with_output_types(

@@ -271,17 +271,8 @@ def _merge(parts: list[tuple[Output, Output]], documents: Output, letters: Outpu
     for target in (documents, letters):
         target.start()
     pending = sorted({*documents.pending(), *letters.pending()})
-    if not pending:
-        return
-    pipeline = runners.pipeline(beam_options)
-    (
-        pipeline
-        | "Shards" >> beam.Create(pending)
-        | "SpreadShards" >> beam.Reshuffle()
-        | "MergeWaves" >> beam.ParDo(_MergeShard(parts, documents, letters))
-    )
-    with progress.show("merge waves", len(pending), "shard"):
-        runners.run(pipeline)
+    work = _MergeShard(parts, documents, letters)
+    runners.run_over(pending, "MergeWaves", work, beam_options, shown="merge waves")
 
 
 class _MergeShard(beam.DoFn):

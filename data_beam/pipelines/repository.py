@@ -54,15 +54,10 @@ class Repository:
         )  # fmt: skip
         if not target.is_complete(settings, upstream):
             target.start()
-            pipeline = runners.pipeline(beam_options)
-            (
-                pipeline
-                | "Shards" >> beam.Create(target.pending())
-                | "SpreadShards" >> beam.Reshuffle()
-                | "Repositories" >> beam.ParDo(_Write(os.fspath(output), self.allowed, target))
+            work = _Write(os.fspath(output), self.allowed, target)
+            runners.run_over(
+                target.pending(), "Repositories", work, beam_options, shown="repositories"
             )
-            with progress.show("repositories", len(target.pending()), "shard"):
-                runners.run(pipeline)
         return target.complete(settings, upstream)
 
 

@@ -219,12 +219,8 @@ def schema_of(scorer: Scorer) -> pa.Schema:
 
 def _build(pipeline: Any, pending: list[int], reader: _Read, target: Output) -> None:
     documents, scorer = reader.documents, reader.scorer
-    read = (
-        pipeline
-        | "Shards" >> beam.Create(pending)
-        | "SpreadShards" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(reader).with_outputs("rows", main="examples")
-    )
+    shards = runners.spread(pipeline, pending)
+    read = shards | "Read" >> beam.ParDo(reader).with_outputs("rows", main="examples")
     scored, lost = (
         read.examples
         | "Score" >> RunInference(KeyedModelHandler(scorer.handler())).with_exception_handling()

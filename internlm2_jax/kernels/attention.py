@@ -97,7 +97,7 @@ def _blockwise_backward(window, residuals, dout):
     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
     delta = jnp.einsum("btnh,btnh->btn", out, dout, preferred_element_type=jnp.float32)
     delta = _by_group(delta[..., None], kv_heads)
-    dq, dk, dv = [], jnp.zeros(keys.shape, jnp.float32), jnp.zeros(keys.shape, jnp.float32)
+    dq, dk, dv = [], *(jnp.zeros(keys.swapaxes(2, 3).shape, jnp.float32) for _ in range(2))
     for (start, end), (first, _), mask in _blocks(q.shape[1], segment_ids, window):
         seen = (slice(None), slice(None), slice(first, end))
         rows, drows = (_by_group(x[:, start:end], kv_heads) for x in (q, dout))
@@ -105,9 +105,9 @@ def _blockwise_backward(window, residuals, dout):
         gradient = weights * (_over_width(drows, values[seen]) - delta[..., start:end, :])
         gradient = (gradient / math.sqrt(q.shape[3])).astype(q.dtype)
         dq.append(_by_token(_over_keys(gradient, keys[seen]), q.dtype))
-        dk = dk.at[seen].add(_over_queries(gradient, rows))
-        dv = dv.at[seen].add(_over_queries(weights.astype(q.dtype), drows))
-    dk, dv = (x.swapaxes(1, 2).astype(k.dtype) for x in (dk, dv))
+        dk = dk.at[..., first:end].add(_over_queries(rows, gradient))
+        dv = dv.at[..., first:end].add(_over_queries(drows, weights.astype(q.dtype)))
+    dk, dv = (x.transpose(0, 3, 1, 2).astype(k.dtype) for x in (dk, dv))
     return jnp.concatenate(dq, axis=1), dk, dv, None
 
 
@@ -130,8 +130,9 @@ def _over_keys(weights: Float[Array, "B K G T S"], values: Float[Array, "B K S H
     return _product("bkrs,bksh->bkrh", _matrix(weights), values).reshape(shape)
 
 
-def _over_queries(weights: Float[Array, "B K G T S"], rows: Float[Array, "B K G T H"]) -> Array:
-    return _product("bkrs,bkrh->bksh", _matrix(weights), _matrix(rows))
+def _over_queries(rows: Float[Array, "B K G T H"], weights: Float[Array, "B K G T S"]) -> Array:
+    # The narrow matrix first, [H, S] the result: the other way takes XLA:CPU 1.6 times as long.
+    return _product("bkrh,bkrs->bkhs", _matrix(rows), _matrix(weights))
 
 
 def _matrix(x: Float[Array, "B K G T X"]) -> Float[Array, "B K G*T X"]:

@@ -117,7 +117,7 @@ def blockwise(
     """
     batch, queries, heads, dim = q.shape
     kv_heads, page = k_pages.shape[2:4]
-    per = max(1, min(page_table.shape[1], (BLOCK if queries <= 16 else 2 * BLOCK) // page))
+    per = max(1, min(page_table.shape[1], BLOCK // page))
     table = jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % per)))
     cache = _Cache(k_pages, v_pages, k_scales, v_scales, layer, table, per)
     # [B, K, G, T, H]
