@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -q -m "slow and not flink"
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 $(BIN)/python -m pytest -q -m "slow and not flink"
 
 # seqio brings TensorFlow, so it has an environment of its own.
 test-seqio:

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 # Eight devices on one CPU, so that mesh tests need no accelerator; set before jax is imported.
-# LLVM optimises nothing: half of a test with a cold cache was that.
+# Compilation is most of a test with a cold cache: LLVM optimises nothing, and XLA:CPU's older
+# emitters, which go without MLIR, take half the time. `make test-slow` compiles as users do.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false",
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
