@@ -14,8 +14,8 @@ two tables, and its transpose scatters the gradient back. Layouts differ in size
 one table of each.
 
 The mesh has explicit axes: the sharding of every array is part of its type, and only the functions
-below need help (embedding gather, contractions over a sharded axis,
-kernels). With no mesh, or one whose axes are automatic, they are the plain operations.
+below need help (embedding gather, contractions over a sharded axis, kernels). With no mesh, or one
+whose axes are automatic, they are the plain operations.
 """
 
 from __future__ import annotations
