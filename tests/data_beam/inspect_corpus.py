@@ -3,6 +3,8 @@ shards, attributes, decision, funnel and corpus, with signals and duplicates as 
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from data_beam.pipelines import ingest
 from data_beam.schema import DeadLetter, Document, shard_of
 from data_beam.stage import Documents, Output, open_documents
 
+ROOT = Path(__file__).parents[2]
+EVIL = "<script>alert('text')</script> <b>&amp; \u202e\x1b[31m\n"
 COLUMNS = {
     "num_chars": pa.int64(), "mean_word_length": pa.float32(), "letter_share": pa.float32(),
     "max_line_length": pa.int64(), "symbol_word_ratio": pa.float32(),
@@ -43,6 +47,11 @@ CODE = (
     NEAR,
 )
 RULES: Rules = {"text": TEXT, "code": CODE}
+
+LETTERS = [
+    *(DeadLetter(f"in/a.jsonl#{n}", "bad_json", "text", "line ends early", 9) for n in range(9)),
+    DeadLetter("in/<b>.gz", "truncated_gzip", "text", "ends early", 77, "\x1f\x8b<script>"),
+]
 
 
 def write_attribute(
@@ -116,4 +125,42 @@ def build(
     return output
 
 
-__all__ = ["build", "doc", "write_attribute"]
+def sample_documents() -> list[Document]:
+    """The project's own sources as code, their docstrings as text, in paragraphs of many sizes."""
+    found = []
+    for path in sorted((ROOT / "internlm2_jax").rglob("*.py"))[:60]:
+        text = path.read_text("utf-8")
+        name = path.relative_to(ROOT).as_posix()
+        found.append(doc(text, "code", path=name, lang="python", repo="internlm2_jax"))
+        for number, part in enumerate(re.findall(r'"""(.*?)"""', text, re.DOTALL)):
+            if len(part) > 60:
+                lang = "en" if number % 7 else "fr"
+                found.append(doc(part + "\n", "text", path=f"{name}/{number}", lang=lang))
+    found.append(doc(EVIL * 20, "text", path="<img src=x onerror=alert(1)>\nfake line", lang="en"))
+    found.append(doc("x = 1\n" * 99, "code", path="repeated.py", lang="python"))
+    found.append(doc("春眠不覺曉，處處聞啼鳥。\n" * 30, "poems", path="poem", lang="zh"))
+    return list({document.id: document for document in found}.values())
+
+
+def _copies(found: list[Document]):
+    """Near copies of two texts with known similarities, an exact one, and a copy of a copy."""
+    rng = random.Random(0)
+    originals = [d for d in found if d.source == "text" and d.lang == "en" and len(d.text) > 400]
+    exact, near, extra = {}, {}, []
+    for number, original in enumerate(originals[:12]):
+        for version in range(6 if number == 0 else 1):
+            words = original.text.split(" ")
+            words[rng.randrange(len(words))] = f"changed{version}"
+            copy = doc(" ".join(words), "text", path=f"{original.path}.copy{version}", lang="en")
+            extra.append(copy)
+            near[copy.id] = (original.id, 0.7 + 0.02 * len(extra))
+    again = doc(extra[0].text, "text", path="again", lang="en")
+    exact[again.id] = extra[0].id
+    return [*extra, again], exact, near
+
+
+def build_sample(output: Path) -> Path:
+    """Sources, docstrings, hostile documents, copies of several kinds and dead letters."""
+    found = sample_documents()
+    extra, exact, near = _copies(found)
+    return build(output, [*found, *extra], exact=exact, near=near, letters=LETTERS)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_corpus import doc, write_documents
 
 from data_beam.io import corpus_folder
@@ -197,3 +200,16 @@ def test_rules_for_a_language_only(tmp_path):
 def test_cut_and_overlapping_spans():
     assert write.cut("0123456789", [2, 4, 6, 9]) == "01459"
     assert write._joined([(0, 3), (2, 5), (7, 8)]) == [0, 5, 7, 8]
+
+
+@given(st.lists(st.permutations(["read", "language", "filter", "near", "safe"]), max_size=4),
+       st.integers(0, 5))  # fmt: skip
+def test_one_order_of_stages_agrees_with_all(orders, seed):
+    base = ["read", "language", "filter", "near", "safe"]
+    rng = random.Random(seed)
+    parts = [[name for name in base if rng.random() < 0.6] for _ in orders]
+    order = rules.merged(parts)
+    assert sorted(order) == sorted({name for part in parts for name in part})
+    for part in parts:
+        assert [name for name in order if name in part] == part
+    assert sorted(rules.merged(orders)) == sorted({name for some in orders for name in some})
