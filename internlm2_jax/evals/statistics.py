@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.stats
 
 from internlm2_jax.errors import UserError
 
@@ -87,12 +86,14 @@ def paired(
     """Compares two runs item by item. Errors: UserError when they differ in number."""
     if len(a) != len(b):
         raise UserError(f"a paired test needs the same items; got {len(a)} and {len(b)}")
+    from scipy import stats  # here: slow to import, and few commands compare
+
     difference = np.asarray(b, float) - np.asarray(a, float)
     means = _resampled(difference[:, None], resamples, seed)[:, 0]
     low, high = np.quantile(means, [0.025, 0.975])
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     if set(np.unique(difference)) <= {-1.0, 0.0, 1.0}:
-        p = scipy.stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
+        p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
     else:
         p = _random_signs(difference, resamples, seed)
     return Paired(

@@ -17,7 +17,6 @@ from typing import Any
 
 from internlm2_jax import files
 from internlm2_jax.errors import UserError
-from internlm2_jax.report import page
 from internlm2_jax.rlhf.annotation import JUDGES
 from internlm2_jax.stages.cool_round import Mining, mine_round, next_reward_model
 from internlm2_jax.stages.pipeline import Output, Pipeline
@@ -101,6 +100,8 @@ def cool_rlhf(
             seed=seed + r,
         )
     Pipeline(**stages).run(folder)
+    from internlm2_jax.report import page  # here: it imports matplotlib
+
     last = f"ppo_round{rounds}"
     model, _ = load_model(folder / last)
     save_model_json(folder, model.cfg, "lm", params=last)

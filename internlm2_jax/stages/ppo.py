@@ -25,7 +25,6 @@ from internlm2_jax.data.tokenizer import Tokenizer
 from internlm2_jax.errors import UserError
 from internlm2_jax.infer.sampling import Sampling
 from internlm2_jax.models.build import swap_head
-from internlm2_jax.report import samples as sample_table
 from internlm2_jax.rlhf import kl, rollout
 from internlm2_jax.rlhf.config import Layouts
 from internlm2_jax.rlhf.guards import Guards
@@ -270,7 +269,9 @@ class _History:
         self.rows.append({"step": step, **metrics})
         if new := metrics.get("samples"):
             self._samples += [{"step": step, **row} for row in new]
-            sample_table.write(self._folder, self._samples, label)
+            from internlm2_jax.report import samples  # here: it imports matplotlib
+
+            samples.write(self._folder, self._samples, label)
 
     def _earlier(self, name: str) -> list[dict[str, Any]]:
         path = self._folder / name

@@ -110,7 +110,7 @@ def world(vocabulary, tmp_path_factory):
     return folder
 
 
-def _trained(model, vocabulary, texts, steps=100, width=96):
+def _trained(model, vocabulary, texts, steps=60, width=96):
     rows = [[vocabulary.bos_id, *vocabulary.encode(text)][:width] for text in texts]
     tokens = np.array([row + [0] * (width - len(row)) for row in rows])
     mask = np.arange(1, width)[None] < np.array([[len(row)] for row in rows])
@@ -124,7 +124,10 @@ def _trained(model, vocabulary, texts, steps=100, width=96):
 ADAM = optax.adam(1e-2)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Compiled at a level that pays where many steps are taken; conftest.py asks for none.
+@functools.partial(
+    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1}
+)
 def _step(model, params, state, tokens, mask):
     def loss(params):
         logprobs = jax.nn.log_softmax(model.logits(params, tokens[:, :-1]))

@@ -9,7 +9,7 @@ from internlm2_jax.errors import UserError
 from internlm2_jax.infer import sampling
 from internlm2_jax.infer.sampling import Rows, Sampling
 
-DRAWS = 20_000
+DRAWS = 5_000
 
 
 @pytest.fixture(scope="module")
