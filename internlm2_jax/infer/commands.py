@@ -398,7 +398,5 @@ def serve(
         host=host,
         port=port,
         log_level="warning",
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=2**16,
+        **server.UVICORN,
     )

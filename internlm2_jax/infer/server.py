@@ -35,6 +35,14 @@ from internlm2_jax.infer.openai_api import Call, Choice, ModelMissing, Reader
 
 logger = logging.getLogger(__name__)
 
+# Of uvicorn. An idle connection is kept longer than clients pause: one that is closed as a request
+# arrives is a reset with no answer.
+UVICORN: dict[str, Any] = {
+    "timeout_keep_alive": 30,
+    "timeout_graceful_shutdown": 10,
+    "h11_max_incomplete_event_size": 2**16,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:

@@ -69,7 +69,9 @@ def _serving(
         engine, reader, name=NAME, limits=server.Limits(**limits), api_key=api_key
     )
     http = uvicorn.Server(
-        uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2)
+        uvicorn.Config(
+            app, port=0, log_level="error", **server.UVICORN | {"timeout_graceful_shutdown": 2}
+        )
     )
     thread = threading.Thread(target=http.run, daemon=True)
     thread.start()
