@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from html_reader import Reader
 from inspect_corpus import build, sample_documents, write_attribute
 
 from data_beam.inspect import page
@@ -19,45 +19,12 @@ from data_beam.stage import part_name
 from internlm2_jax.errors import UserError
 from internlm2_jax.files import read_json, write_json
 
-VOID = {"meta", "br", "path", "use", "rect"}
-
 
 @pytest.fixture(scope="module")
 def html(whole: Path, tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("page") / "page.html"
     assert page.build(whole, path) == str(path)
     return path.read_text("utf-8")
-
-
-class Reader(HTMLParser):
-    """Checks that tags nest; collects ids, links, attributes and text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
 
 
 def section(html: str, id: str) -> str:
@@ -76,11 +43,9 @@ def test_the_page_stands_alone_and_nothing_in_it_is_markup_of_a_document(html):
     assert {tag for tag, _ in reader.tags} <= known
     attributes = {name for _, some in reader.tags for name in some}
     assert not {name for name in attributes if name.startswith("on")}
-    links = [some[k] for _, some in reader.tags for k in ("href", "src") if k in some]
-    assert all(link.startswith("#") for link in links)
-    ids = [some["id"] for _, some in reader.tags if "id" in some]
-    assert len(ids) == len(set(ids))
-    assert {link[1:] for link in links} <= set(ids)
+    assert all(link.startswith("#") for _, link in reader.links)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {link[1:] for _, link in reader.links} <= set(reader.ids)
     assert "&lt;script&gt;alert(&#39;text&#39;)" in html, "the evil document must be shown at all"
     assert "&lt;img src=x onerror=alert(1)&gt;" in html
     assert "\u202e" not in html and "\x1b" not in html
