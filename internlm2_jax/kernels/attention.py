@@ -6,8 +6,9 @@
 `blockwise` computes the same in blocks of queries, each against the keys up to its own end: half
 the work of the full square, memory linear in the length (the backward pass makes the weights of a
 block again from their log-sum-exp), and blocks that stay in a CPU's cache. On two CPU cores,
-forward and backward, it takes 1.16 times the reference's time in rows of 128, 0.66 in rows of 512,
-0.52 in rows of 1024 (benchmarks/attention.py), so `auto` takes it above 128.
+forward and backward, it takes 0.77 to 0.91 of the reference's time in rows of 128, 0.49 in rows of
+512, 0.43 in rows of 1024, so `auto` takes it from 128 on. In rows of 64 it is 0.79 to 0.96, but the
+forward pass by itself up to 1.25 (benchmarks/attention.py).
 
 `flash_gqa` is our kernel for TPU (flash_gqa.py); the others are kernels that somebody keeps well
 (adapters.py).
@@ -230,8 +231,7 @@ def choose(q: Float[Array, "B T N H"], segment_ids: Int[Array, "B T"] | None, on
     whole = segment_ids is None and q.shape[3] % 8 == 0 and q.shape[3] <= 128
     if on in GPU and whole and q.dtype in adapters.HALF:
         return "cudnn"
-    # Nothing to leave out in rows of one block.
-    return "blockwise" if q.shape[1] > MIN_BLOCK else "reference"
+    return "blockwise" if q.shape[1] >= MIN_BLOCK else "reference"
 
 
 def platform(x: Array) -> str:
